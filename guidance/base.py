@@ -1,0 +1,103 @@
+"""Guidance: how the measurement steers the sampler.
+
+A method is a frozen dataclass with four hooks (`grid`, `start`, `advance`, `finish`). The base
+class IS the unconditional sampler, so a method overrides only what it changes, and a method whose
+guidance is zero must reproduce the base class bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from posterior import grids
+from posterior.estimates import Estimate
+from posterior.problem import Problem
+from posterior.schedules import Level, Schedule
+from posterior.streams import Noise
+from posterior.transitions import DDPM, Transition
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Step:
+    """One move of a run: number `index` of `steps`, from level t to level s."""
+
+    index: int
+    steps: int
+    t: Level
+    s: Level
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """The unconditional sampler, and the base of every method.
+
+    Args:
+        transition: the step rule; ancestral by default.
+        spacing: name of the time grid, see `posterior.grids`.
+
+    The state is a dict of tensors with rows first: `x` is what advances, `x0` the best clean
+    estimate so far (preview, early stop), and whatever else the method carries.
+    """
+
+    transition: Transition = DDPM
+    spacing: str = "log_ratio"
+
+    needs: ClassVar[frozenset[str]] = frozenset()
+    """Requirements out of "network gradient", "operator gradient", "linear", "adjoint", "pinv",
+    "gaussian noise", "noise > 0", "source", "text"."""
+    default_steps: ClassVar[int] = 100
+    source: ClassVar[str] = "Ho et al. 2020; Song et al. 2021"
+
+    @property
+    def particles(self) -> int:
+        """Rows that move together as one group."""
+        return 1
+
+    @property
+    def yields(self) -> int:
+        """Draws that a group gives."""
+        return 1
+
+    def nfe(self, steps: int) -> int:
+        """Network evaluations per group for a run of `steps` moves that ends clean."""
+        return self.particles * (steps + self.transition.evaluations * (steps - 1))
+
+    def vjps(self, steps: int) -> int:
+        """Backward passes through the network per group."""
+        return 0
+
+    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The levels to visit; the last one is clean."""
+        return grids.named(self.spacing, schedule, steps)
+
+    def start(self, problem: Problem, level: Level, noise: Noise) -> State:
+        """The state at the first level: the source brought to it, or noise alone."""
+        x = level.sigma * noise("start")
+        if problem.source is not None:
+            x = level.alpha * problem.source + x
+        return {"x": x, "x0": x if problem.source is None else problem.source}
+
+    def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
+        """Estimate, correct, move."""
+        estimate = problem.prior(state["x"], step.t.t)
+        return {
+            **state,
+            "x": self.move(problem, estimate, step, noise),
+            "x0": estimate.x0,
+        }
+
+    def move(self, problem: Problem, estimate: Estimate, step: Step, noise: Noise) -> Tensor:
+        """The next x by the step rule."""
+        return self.transition(estimate, step.t, step.s, noise, problem.prior)
+
+    def finish(self, problem: Problem, state: State, noise: Noise) -> Tensor:
+        """The draws of each group, (groups * yields, *event), from the last state."""
+        return state["x"]
+
+

@@ -1,0 +1,120 @@
+"""Time grids: the levels that a run visits, from noisy to clean.
+
+Every grid has `steps` noisy levels and ends at the clean one, so a run makes `steps` moves.
+uniform, leading and trailing are spacings in t (Lin et al. 2024, table 2, for the discrete ones);
+karras and log_ratio are spacings in r = sigma / alpha (Karras et al. 2022, eq. 5).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+from posterior.errors import InputError, unknown_name
+from posterior.schedules import CLEAN, Discrete, Level, Schedule
+
+Grid = list[Level]
+
+# Noise below 0.002 is invisible in [-1, 1]; above 80 nothing of the image is left.
+SMALL, LARGE = 0.002, 80.0
+
+
+def uniform(schedule: Schedule, steps: int) -> Grid:
+    """Evenly spaced t: 1, ..., 1/steps; for a table, evenly from its last index to its first."""
+    if isinstance(schedule, Discrete):
+        n = len(schedule)
+        gap = (n - 1) / max(steps - 1, 1)
+        return _of_times(schedule, [(n - round(k * gap)) / n for k in range(steps)])
+    return _of_times(schedule, [1 - k / steps for k in range(steps)])
+
+
+def trailing(schedule: Schedule, steps: int) -> Grid:
+    """From t = 1 down in strides of N / steps, so that the noisiest level is always visited."""
+    n = _length(schedule, steps)
+    return _of_times(schedule, [round(n - k * n / steps) / n for k in range(steps)])
+
+
+def leading(schedule: Schedule, steps: int) -> Grid:
+    """Indices 0, N//steps, 2 N//steps, ...: never visits the noisiest level."""
+    n = _length(schedule, steps)
+    return _of_times(schedule, [(k * (n // steps) + 1) / n for k in reversed(range(steps))])
+
+
+def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Grid:
+    """r^(1/rho) evenly spaced between the ends of the schedule's range."""
+    low, high = (r ** (1 / rho) for r in _ends(schedule))
+    return _of_ratios(schedule, [(high + f * (low - high)) ** rho for f in _fractions(steps)])
+
+
+def log_ratio(schedule: Schedule, steps: int) -> Grid:
+    """log r evenly spaced between the ends of the schedule's range."""
+    low, high = (math.log(r) for r in _ends(schedule))
+    return _of_ratios(schedule, [math.exp(high + f * (low - high)) for f in _fractions(steps)])
+
+
+NAMES: dict[str, Callable[[Schedule, int], Grid]] = {
+    "uniform": uniform,
+    "leading": leading,
+    "trailing": trailing,
+    "karras": karras,
+    "log_ratio": log_ratio,
+}
+
+
+def named(name: str, schedule: Schedule, steps: int) -> Grid:
+    """The grid of that name."""
+    if name not in NAMES:
+        raise unknown_name("grid", name, NAMES)
+    return NAMES[name](schedule, steps)
+
+
+def of_ratios(schedule: Schedule, ratios: Sequence[float]) -> tuple[Grid, str]:
+    """Levels at the given sigma / alpha, clipped to the schedule's range; and what was clipped."""
+    low, high = schedule.ratio_range
+    clipped = [r if r == 0 else min(max(r, low), high) for r in ratios]
+    moved = sum(a != b for a, b in zip(ratios, clipped, strict=True))
+    kept = [r for k, r in enumerate(clipped) if k == 0 or r != clipped[k - 1]]
+    note = f"{moved} of {len(ratios)} levels clipped to [{low:.4g}, {high:.4g}]" if moved else ""
+    return [schedule.level_of_ratio(r) for r in kept], note
+
+
+def check(levels: Sequence[Level]) -> Grid:
+    """A grid that was given by the caller: at least two levels, finite, noise at the start."""
+    grid = [Level(*map(float, level)) for level in levels]
+    if len(grid) < 2:
+        raise InputError("a grid needs at least two levels (noisy and clean)")
+    for t, alpha, sigma in grid:
+        inside = 0 <= t <= 1 and alpha >= 0 and sigma >= 0 and alpha + sigma > 0
+        if not (inside and math.isfinite(alpha) and math.isfinite(sigma)):
+            raise InputError(f"not a noise level (t, alpha, sigma): {(t, alpha, sigma)}")
+    return grid
+
+
+def _length(schedule: Schedule, steps: int) -> int:
+    """N of a table; a continuous schedule has as fine a table as the strides need."""
+    n = len(schedule) if isinstance(schedule, Discrete) else 1000 * steps
+    if steps > n:
+        raise InputError(f"{steps} steps on a schedule of {n} levels: ask for at most {n}")
+    return n
+
+
+def _ends(schedule: Schedule) -> tuple[float, float]:
+    low, high = schedule.ratio_range
+    low = max(low, min(SMALL, high / 2))
+    return low, (high if math.isfinite(high) else max(LARGE, 2 * low))
+
+
+def _fractions(steps: int) -> list[float]:
+    return [k / max(steps - 1, 1) for k in range(steps)]
+
+
+def _of_times(schedule: Schedule, times: Sequence[float]) -> Grid:
+    return [schedule.level(t) for t in times] + [CLEAN]
+
+
+def _of_ratios(schedule: Schedule, ratios: Sequence[float]) -> Grid:
+    low, high = schedule.ratio_range
+    grid = [schedule.level_of_ratio(min(max(r, low), high)) for r in ratios]
+    if math.isinf(high):  # begin where there is nothing but noise
+        grid[0] = schedule.level(1.0)
+    return [*grid, CLEAN]

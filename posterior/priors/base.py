@@ -1,0 +1,167 @@
+"""The prior: what images look like, as a denoiser at every noise level.
+
+A prior writes `denoise`. The base class adds the estimate in every parametrisation, vector-Jacobian
+products, counting, and evaluation in padded blocks of `rows` so that a row's result does not depend
+on how many rows come with it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from posterior.errors import CapabilityError, InputError
+from posterior.estimates import Denoised, Estimate, Pull
+from posterior.schedules import Schedule
+
+
+@dataclass
+class Counts:
+    """Network evaluations and backward passes so far, each counted once per row."""
+
+    nfe: int = 0
+    vjp: int = 0
+
+
+class Codec(Protocol):
+    """The autoencoder of a latent model."""
+
+    @property
+    def decoder(self) -> object:
+        """The decoder as a measurement operator, latent -> image."""
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> latents."""
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Latents -> images (B, C, H, W)."""
+
+
+class Prior(ABC):
+    """p(x0), seen through E[x0 | x_t].
+
+    Attributes:
+        schedule: the noise levels that the prior knows.
+        event_shape: shape of one x0, or None for any.
+        range: the interval that x0 lives in, or None for unbounded.
+        rows: the fixed batch of one evaluation of `denoise`; None for a denoiser whose rows do not
+            depend on the batch in the first place.
+        evaluations: network evaluations in one call of `denoise` (2 for classifier-free guidance).
+        graph_bytes: memory per element of x that a vector-Jacobian product holds, for chunking.
+    """
+
+    schedule: Schedule
+    event_shape: tuple[int, ...] | None = None
+    range: tuple[float, float] | None = None
+    device: torch.device = torch.device("cpu")
+    dtype: torch.dtype = torch.float32
+    codec: Codec | None = None
+    rows: int | None = 1
+    evaluations: int = 1
+    graph_bytes: int = 2000
+    counts: Counts
+
+    @abstractmethod
+    def denoise(self, x_t: Tensor, t: float | Tensor) -> Tensor | Denoised:
+        """E[x0 | x_t] for x_t (B, *event) at t, a number or one per row (B,) float64.
+
+        Differentiable in x_t. Called with `rows` rows where that is set.
+        """
+
+    def __init__(self) -> None:
+        self.counts = Counts()
+
+    def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
+        """The estimate at (x_t, t); without gradients."""
+        with torch.no_grad():
+            blocks = [self._denoised(x, time) for x, time in self._blocks(x_t, t)]
+        self.counts.nfe += self.evaluations * x_t.shape[0]
+        return self._estimate(x_t, t, blocks)
+
+    def vjp(self, x_t: Tensor, t: float | Tensor) -> tuple[Estimate, Pull]:
+        """The estimate and pull(u) = u^T dx0/dx_t, which may be called many times.
+
+        The graph of the network lives as long as `pull` does.
+        """
+        inputs, outputs = [], []
+        with torch.enable_grad():
+            for x, time in self._blocks(x_t.detach(), t):
+                leaf = x.detach().requires_grad_()
+                inputs.append(leaf)
+                outputs.append(self._denoised(leaf, time))
+        self.counts.nfe += self.evaluations * x_t.shape[0]
+        estimate = self._estimate(x_t, t, [Denoised(*map(_detached, out)) for out in outputs])
+
+        def pull(u: Tensor) -> Tensor:
+            self.counts.vjp += self.evaluations * x_t.shape[0]
+            pulled, start = [], 0
+            for leaf, out in zip(inputs, outputs, strict=True):
+                part = u[start : start + leaf.shape[0]].to(out.x0.dtype)
+                start += part.shape[0]
+                grad = torch.autograd.grad(
+                    out.x0, leaf, _padded(part, leaf.shape[0]), retain_graph=True
+                )[0]
+                pulled.append(grad[: part.shape[0]])
+            return torch.cat(pulled)
+
+        return estimate, pull
+
+    def given(
+        self, condition: object, negative: object = None, scale: float = 1.0
+    ) -> Prior:
+        """The prior conditioned on a prompt, a label or a component: same weights, cheap."""
+        raise CapabilityError(f"{type(self).__name__} cannot be conditioned")
+
+    def take(self, index: Sequence[int]) -> Prior:
+        """The prior with its per-measurement conditions selected; default: nothing to select."""
+        return self
+
+    def state(self) -> object:
+        """What defines the prior, for content hashes: plain values, tensors, containers."""
+        return {k: v for k, v in vars(self).items() if k != "counts"}
+
+    def _denoised(self, x: Tensor, t: float | Tensor) -> Denoised:
+        out = self.denoise(x, t)
+        return out if isinstance(out, Denoised) else Denoised(out)
+
+    def _blocks(self, x: Tensor, t: float | Tensor) -> list[tuple[Tensor, float | Tensor]]:
+        if x.shape[0] == 0 or (self.event_shape is not None and x.shape[1:] != self.event_shape):
+            raise InputError(
+                f"the prior takes x_t of shape (B, {', '.join(map(str, self.event_shape or '*'))}),"
+                f" got {tuple(x.shape)}"
+            )
+        if self.rows is None:
+            return [(x, t)]
+        size = self.rows
+        times = t.split(size) if isinstance(t, Tensor) and t.ndim else None
+        return [
+            (
+                _padded(block, size),
+                t if times is None else _padded(times[k], size),
+            )
+            for k, block in enumerate(x.split(size))
+        ]
+
+    def _estimate(self, x_t: Tensor, t: float | Tensor, blocks: list[Denoised]) -> Estimate:
+        count = x_t.shape[0]
+        x0, variance, renoise = (
+            None if parts[0] is None else torch.cat(parts)[:count].to(x_t.dtype)
+            for parts in map(list, zip(*blocks, strict=True))
+        )
+        assert x0 is not None
+        return Estimate(x_t, t, self.schedule, x0, variance, renoise)
+
+
+def _padded(x: Tensor, size: int) -> Tensor:
+    """`x` (k, ...) with its last row repeated up to `size` rows."""
+    short = size - x.shape[0]
+    return torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short > 0 else x
+
+
+def _detached(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.detach()

@@ -1,0 +1,149 @@
+"""From one noise level to another: the step rules, and the ODE estimate of x0.
+
+All are one formula, from level t to level s with r = sigma / alpha:
+
+    x_s = alpha_s x0 + sqrt(sigma_s^2 - c^2) eps + c z,    z ~ N(0, I)
+
+    DDIM(eta)    c = eta sigma_s sqrt(1 - (r_s / r_t)^2)    Song et al. 2021a, eq. 12 and 16
+      eta = 1    ancestral DDPM with the posterior variance  Ho et al. 2020
+      eta = 0    Euler of the probability flow in r          Song et al. 2021b, Karras et al. 2022
+    Renoise      c = sigma_s                                 forget eps, draw new noise
+
+Written in r the rules hold for variance-preserving, exploding and flow schedules alike. With
+c <= sigma_s each keeps the marginals: if x0 and eps are the truth, x_s has the law of level s.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from posterior.errors import CapabilityError, InputError
+from posterior.estimates import Estimate
+from posterior.schedules import Level
+
+Denoiser = Callable[[Tensor, float], Estimate]
+Draw = Callable[[str], Tensor]
+
+
+def move(
+    x0: Tensor, eps: Tensor, s: Level, c: float, z: Tensor | None, spread: float | Tensor = -1.0
+) -> Tensor:
+    """x_s from x0, eps and fresh noise z; `spread` replaces c as the factor of z (>= 0)."""
+    x = s.alpha * x0
+    kept = math.sqrt(max(s.sigma**2 - c**2, 0.0))
+    if kept > 0:
+        x = x + kept * eps
+    if z is not None:
+        x = x + (spread if isinstance(spread, Tensor) or spread >= 0 else c) * z
+    return x
+
+
+def fresh_noise(t: Level, s: Level, eta: float = 1.0) -> float:
+    """DDIM's c: eta sigma_s sqrt(1 - (r_s / r_t)^2); 0 when the step goes up."""
+    if s.sigma == 0 or s.ratio >= t.ratio:
+        return 0.0
+    return eta * s.sigma * math.sqrt(1 - (s.ratio / t.ratio) ** 2)
+
+
+class Transition(ABC):
+    """A step rule: the next state from the estimate at t."""
+
+    evaluations = 0  # network evaluations that the rule itself adds per step
+
+    @abstractmethod
+    def __call__(
+        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+    ) -> Tensor:
+        """x_s. `noise("move")` gives z; `denoiser(x, t)` evaluates the prior once more."""
+
+
+@dataclass(frozen=True)
+class DDIM(Transition):
+    """DDIM(eta): eta = 1 is ancestral DDPM, eta = 0 the Euler step of the flow in sigma / alpha."""
+
+    eta: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise InputError(f"eta must be in [0, 1], got {self.eta}")
+
+    def __call__(
+        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+    ) -> Tensor:
+        """x_s; see the module."""
+        c = fresh_noise(t, s, self.eta)
+        if s.sigma == 0:
+            return s.alpha * estimate.x0
+        return move(estimate.x0, estimate.eps_renoise, s, c, noise("move") if c > 0 else None)
+
+
+@dataclass(frozen=True)
+class LearnedVariance(Transition):
+    """The ancestral step with the network's own variance of x_s (Nichol & Dhariwal 2021)."""
+
+    def __call__(
+        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+    ) -> Tensor:
+        """x_s; needs a prior whose estimate has a variance."""
+        if estimate.variance is None:
+            raise CapabilityError("this prior has no learned variance: use DDPM, i.e. DDIM(eta=1)")
+        if s.sigma == 0:
+            return s.alpha * estimate.x0
+        c = fresh_noise(t, s)
+        spread = estimate.variance.sqrt()
+        return move(estimate.x0, estimate.eps_renoise, s, c, noise("move"), spread)
+
+
+@dataclass(frozen=True)
+class Renoise(Transition):
+    """x_s = alpha_s x0 + sigma_s z: keep the estimate, draw the noise anew."""
+
+    def __call__(
+        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+    ) -> Tensor:
+        """x_s; see the module."""
+        z = noise("move") if s.sigma > 0 else None
+        return move(estimate.x0, estimate.x0, s, s.sigma, z)
+
+
+@dataclass(frozen=True)
+class Heun(Transition):
+    """Heun's second-order step of the flow in r (Karras et al. 2022, algorithm 1).
+
+    With x~ = x / alpha the flow is dx~/dr = eps. Euler's step is DDIM(0); the corrector averages
+    eps at both ends. The last step to r = 0, and one that comes from alpha = 0, stay Euler's.
+    """
+
+    evaluations = 1
+
+    def __call__(
+        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+    ) -> Tensor:
+        """x_s; evaluates the prior a second time, at s."""
+        x_s = DDIM(0.0)(estimate, t, s, noise, denoiser)
+        if s.sigma == 0 or t.alpha == 0:
+            return x_s
+        eps_s = denoiser(x_s, s.t).eps_renoise
+        return x_s + s.alpha * (s.ratio - t.ratio) / 2 * (eps_s - estimate.eps_renoise)
+
+
+DDPM = DDIM(eta=1.0)
+Euler = DDIM(eta=0.0)
+
+
+def ode_estimate(
+    x: Tensor, levels: Sequence[Level], denoiser: Denoiser, rule: Transition = Euler
+) -> Tensor:
+    """x0 by following the probability flow from x at levels[0] down to levels[-1]."""
+    for t, s in zip(levels, levels[1:], strict=False):
+        x = rule(denoiser(x, t.t), t, s, _no_noise, denoiser)
+    return x
+
+
+def _no_noise(name: str) -> Tensor:
+    raise CapabilityError("the ODE estimate of x0 is deterministic: use Euler or Heun")
