@@ -7,13 +7,13 @@ guidance is zero must reproduce the base class bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
 
 from posterior import grids
+from posterior.errors import InputError, unknown_name
 from posterior.estimates import Estimate
 from posterior.problem import Problem
 from posterior.schedules import Level, Schedule
@@ -33,13 +33,14 @@ class Step:
     s: Level
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Guidance:
     """The unconditional sampler, and the base of every method.
 
     Args:
         transition: the step rule; ancestral by default.
         spacing: name of the time grid, see `posterior.grids`.
+        default_steps: moves of a run that does not say how many.
 
     The state is a dict of tensors with rows first: `x` is what advances, `x0` the best clean
     estimate so far (preview, early stop), and whatever else the method carries.
@@ -47,12 +48,18 @@ class Guidance:
 
     transition: Transition = DDPM
     spacing: str = "log_ratio"
+    default_steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Requirements out of "network gradient", "operator gradient", "linear", "adjoint", "pinv",
-    "gaussian noise", "noise > 0", "source", "text"."""
-    default_steps: ClassVar[int] = 100
-    source: ClassVar[str] = "Ho et al. 2020; Song et al. 2021"
+    """Out of "measurement", "network gradient", "operator gradient", "linear", "pinv", "source"."""
+    when: ClassVar[str] = "draws from the prior itself; no measurement"
+    paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
+
+    def __post_init__(self) -> None:
+        if self.spacing not in grids.NAMES:
+            raise unknown_name("grid", self.spacing, grids.NAMES)
+        if self.default_steps < 1:
+            raise InputError(f"default_steps must be at least 1, got {self.default_steps}")
 
     @property
     def particles(self) -> int:
@@ -86,11 +93,7 @@ class Guidance:
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate, correct, move."""
         estimate = problem.prior(state["x"], step.t.t)
-        return {
-            **state,
-            "x": self.move(problem, estimate, step, noise),
-            "x0": estimate.x0,
-        }
+        return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
 
     def move(self, problem: Problem, estimate: Estimate, step: Step, noise: Noise) -> Tensor:
         """The next x by the step rule."""
@@ -99,5 +102,3 @@ class Guidance:
     def finish(self, problem: Problem, state: State, noise: Noise) -> Tensor:
         """The draws of each group, (groups * yields, *event), from the last state."""
         return state["x"]
-
-

@@ -11,7 +11,7 @@ Primes are derivatives in t. This module is the one place that converts between 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple, get_args
 
 from torch import Tensor
@@ -52,6 +52,10 @@ class Estimate:
     @property
     def _alpha_sigma(self) -> tuple[float | Tensor, float | Tensor]:
         return _coefficients(self.schedule, self.t, self.x_t)
+
+    def with_x0(self, x0: Tensor) -> Estimate:
+        """The estimate with another clean image; `eps` and all else follow from it and x_t."""
+        return replace(self, x0=x0, renoise=None)
 
     @property
     def eps(self) -> Tensor:

@@ -84,12 +84,19 @@ class DDIM(Transition):
 
 @dataclass(frozen=True)
 class LearnedVariance(Transition):
-    """The ancestral step with the network's own variance of x_s (Nichol & Dhariwal 2021)."""
+    """The ancestral step with the network's own variance of x_s (Nichol & Dhariwal 2021).
+
+    With required=False a prior without a learned variance gets the posterior variance, i.e. DDPM.
+    """
+
+    required: bool = True
 
     def __call__(
         self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
     ) -> Tensor:
         """x_s; needs a prior whose estimate has a variance."""
+        if estimate.variance is None and not self.required:
+            return DDPM(estimate, t, s, noise, denoiser)
         if estimate.variance is None:
             raise CapabilityError("this prior has no learned variance: use DDPM, i.e. DDIM(eta=1)")
         if s.sigma == 0:

@@ -121,6 +121,11 @@ class Prior(ABC):
         """The prior with its per-measurement conditions selected; default: nothing to select."""
         return self
 
+    def check_event(self, event: tuple[int, ...]) -> None:
+        """Raise `InputError` if the prior cannot make an x of that shape."""
+        if self.event_shape is not None and event != self.event_shape:
+            raise InputError(f"the prior makes x of shape {self.event_shape}, not {event}")
+
     def state(self) -> object:
         """What defines the prior, for content hashes: plain values, tensors, containers."""
         return {k: v for k, v in vars(self).items() if k != "counts"}
