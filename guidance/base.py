@@ -71,6 +71,9 @@ class Guidance:
         """Draws that a group gives."""
         return 1
 
+    def check(self, problem: Problem) -> None:
+        """Raise `CapabilityError` for what `needs` cannot say; before the first network call."""
+
     def nfe(self, steps: int) -> int:
         """Network evaluations per group for a run of `steps` moves that ends clean."""
         return self.particles * (steps + self.transition.evaluations * (steps - 1))

@@ -14,10 +14,11 @@ With r = y - A(x0), J = dx0/dx_t, C = (sigma^2 / alpha) J the covariance of x0 g
     "gaussian"      x_s = move(x0 + C A' u),  u ~ (N + A C A')^-1 r       the likelihood's own scale
 
 The first three are tuned steps: they do not know the noise level and do not sample the posterior
-(with A = I they end at a distance of about zeta / 2 from y, whatever the noise). The last one is the
+(with A = I they end at a distance of about zeta / 2 from y, whatever the noise). The last is the
 exact guided estimate of a Gaussian posterior when (N + A C A') r is parallel to r, where N is the
-covariance of the noise; u = lambda r with lambda = <r, r> / <r, (N + A C A') r>, one step of
-conjugate gradients, costs one product with A beyond what DPS needs anyway.
+covariance of the noise; u = lambda r with lambda = <r, r> / <r, (N + A C A') r>, the first step of
+conjugate gradients, costs one product with A beyond what DPS needs anyway. (Where the entries of y
+have variances of their own, r is weighted by them first, as preconditioned conjugate gradients do.)
 """
 
 from __future__ import annotations
@@ -31,10 +32,9 @@ from torch import Tensor
 
 from posterior import rows
 from posterior.errors import CapabilityError, InputError, unknown_name
-from posterior.estimates import Estimate
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.base import Operator
-from posterior.operators.noise import GaussianNoise, PoissonNoise
+from posterior.operators.noise import PoissonNoise
 from posterior.problem import Problem
 from posterior.streams import Noise
 from posterior.transitions import LearnedVariance
@@ -97,6 +97,20 @@ class DPS(Guidance):
             default_steps=1000,
         )
 
+    def check(self, problem: Problem) -> None:
+        """The noise model must be one that the likelihood can use."""
+        _, y, noise_model = problem.measured()
+        if self.likelihood.startswith("poisson") and not isinstance(noise_model, PoissonNoise):
+            raise CapabilityError(
+                f'DPS(likelihood="{self.likelihood}") needs PoissonNoise; for Gaussian noise take'
+                ' likelihood="gaussian" or "norm"'
+            )
+        variance = noise_model.variance(y)
+        if _by_entry(variance) and bool((torch.as_tensor(variance) == 0).any()):
+            raise CapabilityError(
+                "DPS needs a noise std > 0 in every entry of y, or a single number"
+            )
+
     def vjps(self, steps: int) -> int:
         """One backward pass a step; none when scale = 0."""
         return 0 if self.scale == 0 else steps
@@ -126,20 +140,15 @@ class DPS(Guidance):
             return pull(v if inside is None else torch.where(inside, v, 0.0))
 
         if self.likelihood == "gaussian":
-            if not isinstance(noise_model, GaussianNoise):
-                raise CapabilityError(
-                    'DPS(likelihood="gaussian") needs GaussianNoise; for Poisson noise take'
-                    ' DPS(likelihood="poisson")'
-                )
             scale = 1.0 if self.scale is None else self.scale
-            covariance = step.t.sigma**2 / step.t.alpha if step.t.alpha > 0 else 0.0
-            direction = covariance * gradient(r)  # C A' r
-            curvature = rows.dot(r, _jvp(operator, estimate.x0, a_x0, direction))  # <r, A C A' r>
-            std = noise_model.std_like(y)
-            squared = rows.dot(r, r)
-            ratio = squared / (rows.dot(r, std**2 * r) + curvature.clamp(min=0))
-            step_length = torch.where(squared > 0, scale * ratio, 0.0)  # lambda
-            x0 = estimate.x0 + rows.expand(step_length, direction) * direction
+            to_covariance = step.t.sigma**2 / step.t.alpha if step.t.alpha > 0 else 0.0
+            variance = noise_model.variance(y)  # diagonal of N
+            w = _preconditioned(r, variance)
+            direction = to_covariance * gradient(w)  # C A' w
+            curvature = rows.dot(w, _jvp(operator, estimate.x0, a_x0, direction))  # <w, A C A' w>
+            length = rows.dot(r, w) / (rows.dot(w, variance * w) + curvature.clamp(min=0))
+            length = torch.where(rows.dot(r, w) > 0, scale * length, 0.0)  # lambda
+            x0 = estimate.x0 + rows.expand(length, direction) * direction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}
 
@@ -156,18 +165,24 @@ class DPS(Guidance):
         if self.likelihood == "norm":
             return unit
         _, _, noise_model = problem.measured()
-        if not isinstance(noise_model, PoissonNoise):
-            raise CapabilityError(
-                f'DPS(likelihood="{self.likelihood}") needs PoissonNoise; for Gaussian noise take'
-                ' likelihood="gaussian" or "norm"'
-            )
-        if self.likelihood == "poisson":
+        if self.likelihood == "poisson" and isinstance(noise_model, PoissonNoise):
             # r' Lambda r = sum_j (k_j - k(A x0)_j)^2 / (2 k_j), k = counts; a pixel without a count
             # weighs as one with a single count
-            gain = noise_model.gain
-            counts = noise_model.counts(y).clamp(min=1.0)
-            return gain * unit / counts
+            return noise_model.slope * unit / noise_model.counts(y).clamp(min=1.0)
         return unit * rows.expand(rows.total(1 / y.abs()) / y[0].numel(), r)
+
+
+def _by_entry(variance: float | Tensor) -> bool:
+    """Whether the entries of one measurement have variances of their own."""
+    return isinstance(variance, Tensor) and variance[0].numel() > 1
+
+
+def _preconditioned(r: Tensor, variance: float | Tensor) -> Tensor:
+    """`r` with precise entries weighted up; r itself where all have one variance."""
+    if not isinstance(variance, Tensor) or not _by_entry(variance):
+        return r
+    mean = rows.total(variance) / variance[0].numel()
+    return r * (rows.expand(mean, variance) / variance)
 
 
 def _jvp(operator: Operator, x0: Tensor, a_x0: Tensor, direction: Tensor) -> Tensor:

@@ -66,6 +66,7 @@ def resolve(method: Guidance | str | None, problem: Problem) -> tuple[Guidance, 
         missing = lacking(chosen, problem)
         if missing:
             raise CapabilityError(f"{type(chosen).__name__} {'; '.join(missing)}")
+        chosen.check(problem)
     return chosen, why
 
 
@@ -94,5 +95,7 @@ def _auto(problem: Problem) -> tuple[Guidance, str]:
             return method, f"auto: {cls.when}; {problem.operator!r} has what it needs"
     raise CapabilityError(
         f"no method of this version can use {problem.operator!r}: "
-        + "; ".join(f"{name} {', '.join(lacking(cls(), problem))}" for name, cls in REGISTRY.items())
+        + "; ".join(
+            f"{name} {', '.join(lacking(cls(), problem))}" for name, cls in REGISTRY.items()
+        )
     )

@@ -3,18 +3,23 @@
 x is real, (B, *event); y is one tensor with the same batch axis, real or complex. Inner products
 are Re<u, v>, so "linear" means real-linear and `adjoint` is the transpose for that product. Noise
 is never part of an operator. Device and dtype follow the input; inputs are never modified.
+
+A row of the result depends on that row of the input only, bit for bit: an operator whose arithmetic
+does not give that by itself (FFTs, matrix products, convolutions) calls it by `_rowwise.by_row`.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from posterior.errors import CapabilityError
+from posterior.errors import CapabilityError, InputError, InputTypeError, unknown_name
 
 Pull = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
@@ -27,12 +32,16 @@ class Operator(ABC):
         linear: A is real-linear; `adjoint` and `normal` work.
         differentiable: `vjp` works; False for black boxes.
         has_pinv: `pinv` works.
+        orthonormal_rows: A A^T = c I for some number c > 0.
+        orthonormal_columns: A^T A = c I for some number c > 0.
         space: whether A takes an image or the latent of a latent model.
     """
 
     linear: bool = False
     differentiable: bool = True
     has_pinv: bool = False
+    orthonormal_rows: bool = False
+    orthonormal_columns: bool = False
     space: Literal["image", "latent"] = "image"
 
     @abstractmethod
@@ -41,22 +50,19 @@ class Operator(ABC):
 
     def __call__(self, x: Tensor) -> Tensor:
         """A(x): (B, *event) -> (B, *range)."""
+        check_tensor("x", x)
         return self.forward(x)
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
         """A(x) and pull(u) = (dA/dx)^T u for Re<u, v>; pull may be called many times."""
         if not self.differentiable:
             raise CapabilityError(f"{self!r} has no gradient: use a derivative-free method")
-        if self.linear:
+        if self.linear and type(self).adjoint is not Operator.adjoint:
             return self(x), self.adjoint
         with torch.enable_grad():
             leaf = x.detach().requires_grad_()
-            y = self.forward(leaf)
-
-        def pull(u: Tensor) -> Tensor:
-            return torch.autograd.grad(y, leaf, u, retain_graph=True)[0]
-
-        return y.detach(), pull
+            y = self(leaf)
+        return y.detach(), lambda u: _pull(y, leaf, u)
 
     def adjoint(self, y: Tensor) -> Tensor:
         """A^T y, the transpose for Re<u, v>: (B, *range) -> (B, *event).
@@ -65,13 +71,10 @@ class Operator(ABC):
         """
         if not self.linear:
             raise CapabilityError(f"{self!r} is not linear: it has no adjoint")
-        dtype = y.real.dtype if y.is_complex() else y.dtype
+        x = torch.zeros(self.domain_shape(tuple(y.shape)), dtype=y.real.dtype, device=y.device)
         with torch.enable_grad():
-            x = torch.zeros(
-                self.domain_shape(tuple(y.shape)), dtype=dtype, device=y.device, requires_grad=True
-            )
-            out = self.forward(x)
-        return torch.autograd.grad(out, x, y)[0]
+            out = self(x.requires_grad_())
+        return _pull(out, x, y)
 
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y, the least-squares solution of least norm."""
@@ -79,7 +82,14 @@ class Operator(ABC):
 
     def normal(self, x: Tensor) -> Tensor:
         """A^T A x."""
-        return self.adjoint(self(x))
+        if not self.linear:
+            raise CapabilityError(f"{self!r} is not linear: it has no normal operator")
+        y, pull = self.vjp(x)
+        return pull(y)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        """Zero in the entries of y that A never fills, such as the hidden pixels of a mask."""
+        return y
 
     def domain_shape(self, y_shape: Shape) -> Shape:
         """The shape of x, batch axis included, that gives y of this shape."""
@@ -88,14 +98,109 @@ class Operator(ABC):
     def range_shape(self, x_shape: Shape) -> Shape:
         """The shape of A(x), batch axis included."""
         with torch.no_grad():
-            return tuple(self(torch.zeros(x_shape)).shape)
+            y = self.take([0])(torch.zeros(1, *x_shape[1:]))
+        return (x_shape[0], *y.shape[1:])
 
     def take(self, index: Sequence[int]) -> Operator:
         """The operator of the measurements `index`: selects per-measurement parameters."""
         return self
 
-    def __matmul__(self, other: Operator) -> Operator:
+    def bind(self, event_shape: Shape) -> Operator:
+        """The operator for x of shape (B, *event_shape): lets `adjoint` know the shape of x.
+
+        Only operators that cannot tell the shape of x from that of y change.
+        """
+        if self.linear and type(self).domain_shape is Operator.domain_shape:
+            from posterior.operators.compose import Bound
+
+            return Bound(self, event_shape)
+        return self
+
+    def __matmul__(self, other: object) -> Operator:
         """(A @ B)(x) = A(B(x))."""
         from posterior.operators.compose import Compose
 
+        if not isinstance(other, Operator):
+            return NotImplemented
         return Compose(self, other)
+
+    def __repr__(self) -> str:
+        """The call that makes the operator, tensors by their shape."""
+        fields: dict[str, dataclasses.Field[object]] = getattr(self, "__dataclass_fields__", {})
+        shown = [
+            f"{f.name}={_show(getattr(self, f.name))}"
+            for f in fields.values()
+            if f.init and f.repr and not _is_default(f, getattr(self, f.name))
+        ]
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _pull(y: Tensor, x: Tensor, u: Tensor) -> Tensor:
+    """(dy/dx)^T u; zero where y does not depend on x."""
+    if not y.requires_grad:
+        return torch.zeros_like(x)
+    (g,) = torch.autograd.grad(y, x, u, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(x) if g is None else g
+
+
+def _is_default(field: dataclasses.Field[object], value: object) -> bool:
+    default = field.default
+    return default is value or (isinstance(default, (bool, str, float)) and default == value)
+
+
+def _show(value: object) -> str:
+    if isinstance(value, Tensor):
+        return f"tensor{tuple(value.shape)}"
+    if callable(value) and not isinstance(value, Operator):
+        return str(getattr(value, "__qualname__", type(value).__name__))
+    return f"{value:g}" if isinstance(value, float) else repr(value)
+
+
+def check_tensor(what: str, x: object) -> None:
+    """A floating point or complex tensor with a batch axis, and with values."""
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"{what} must be a torch tensor, not {type(x).__name__}")
+    if not (x.is_floating_point() or x.is_complex()):
+        raise InputTypeError(f"{what} must be floating point or complex, not {x.dtype}")
+    if x.is_meta:
+        raise InputError(f"{what} is on the meta device: it has no values")
+    if x.ndim == 0:
+        raise InputError(f"{what} needs a batch axis: (B, *event)")
+
+
+_PRECISE = (torch.float32, torch.float64, torch.complex64, torch.complex128)
+
+
+def check_image(who: object, x: Tensor) -> None:
+    """A batch of images (B, C, H, W) in single or double precision."""
+    if x.ndim != 4 or 0 in x.shape[1:]:
+        raise InputError(f"{who!r} needs images (B, C, H, W), not {tuple(x.shape)}")
+    if x.dtype not in _PRECISE:
+        raise InputTypeError(f"{who!r} needs single or double precision, not {x.dtype}")
+
+
+def check_number(what: str, value: Any, low: float, high: float = float("inf")) -> float:
+    """A finite number with low <= value <= high, as a float."""
+    if isinstance(value, (bool, str)) or not hasattr(value, "__float__"):
+        raise InputTypeError(f"{what} must be a number, not {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or not low <= number <= high:
+        bounds = f">= {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
+        raise InputError(f"{what} must be {bounds}, not {number:g}")
+    return number
+
+
+def check_count(what: str, value: object, low: int) -> int:
+    """An integer >= low; 4.0 is one, 4.5 is not."""
+    number = check_number(what, value, low)
+    if number != int(number):
+        raise InputError(f"{what} must be a whole number, not {number:g}")
+    return int(number)
+
+
+def check_choice(what: str, value: object, choices: Sequence[str]) -> None:
+    """One of some words; a near miss is pointed out."""
+    if value not in choices:
+        if not isinstance(value, str):
+            raise InputTypeError(f"{what} must be one of {', '.join(choices)}, not {value!r}")
+        raise unknown_name(what, value, choices)

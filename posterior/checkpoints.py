@@ -82,9 +82,7 @@ class Checkpoint:
         theirs = json.loads(metadata["identity"])
         differ = [name for name, value in self.hashes.items() if value != theirs.get(name)]
         if differ:
-            raise ResumeError(
-                f"{self.path} holds another run; what differs: {', '.join(differ)}"
-            )
+            raise ResumeError(f"{self.path} holds another run; what differs: {', '.join(differ)}")
         done, nfe, vjp, seconds = json.loads(metadata["progress"])
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
         return Saved(state, tensors["failed"], done, nfe, vjp, seconds)

@@ -47,7 +47,7 @@ def karras(schedule: Schedule, steps: int, rho: float = 7.0) -> Grid:
 
 
 def log_ratio(schedule: Schedule, steps: int) -> Grid:
-    """log r evenly spaced between the ends of the schedule's range."""
+    """Log r evenly spaced between the ends of the schedule's range."""
     low, high = (math.log(r) for r in _ends(schedule))
     return _of_ratios(schedule, [math.exp(high + f * (low - high)) for f in _fractions(steps)])
 
@@ -100,7 +100,7 @@ def _length(schedule: Schedule, steps: int) -> int:
 
 def _ends(schedule: Schedule) -> tuple[float, float]:
     low, high = schedule.ratio_range
-    low = max(low, min(SMALL, high / 2))
+    low = low if low > 0 else min(SMALL, high / 2)
     return low, (high if math.isfinite(high) else max(LARGE, 2 * low))
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from posterior import rows
 from posterior.errors import InputError
 from posterior.operators.base import Operator
+from posterior.operators.noise import NoiseModel, as_noise_model
 
 SSIM_SMALLEST = 11
 """Side of the smallest image that structural similarity (11x11 Gaussian window) is defined for."""
@@ -48,18 +49,16 @@ def ssim(image: Tensor, reference: Tensor) -> Tensor:
     return score.reshape(image.shape[0])
 
 
-def residual(image: Tensor, operator: Operator, y: Tensor, std: float | Tensor) -> Tensor:
-    """Root mean square of (y - A(image)) / std: about 1 for the true image.
+def residual(image: Tensor, operator: Operator, y: Tensor, noise: NoiseModel | float) -> Tensor:
+    """Root mean square of (y - A(image)) / std over what was observed: about 1 for the truth.
 
     Args:
         image: (B, *event).
         operator: A.
         y: (B, *range).
-        std: Gaussian noise, in the units of y; per real component where y is complex.
+        noise: in the units of y; a number is a Gaussian standard deviation.
     """
-    difference = (y - operator(image)) / std
-    values = difference[0].numel() * (2 if difference.is_complex() else 1)
-    return (rows.dot(difference, difference) / values).sqrt()
+    return as_noise_model(noise).misfit(y, operator(image), operator)
 
 
 def _unit(image: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:

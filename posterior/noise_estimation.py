@@ -19,8 +19,7 @@ from torch import Tensor
 from posterior.errors import InputError
 from posterior.operators.base import Operator
 
-_PATCHES = ((7, 7), (6, 6), (5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 3), (1, 2))
-_PER_DIMENSION = 30  # whole patches wanted for each dimension of a patch
+_PATCHES = ((5, 5), (4, 4), (3, 3), (2, 3), (2, 2), (1, 3))
 _MOST = 200_000  # patches are thinned to about this many
 
 
@@ -49,7 +48,7 @@ def estimate_noise(
 
     Args:
         y: (B, C, H, W), real; the B images share one noise level.
-        operator: tells which pixels were observed: those that see an image of ones.
+        operator: tells which pixels were observed.
         smallest: a floor, such as the rounding of 8-bit files.
 
     Raises:
@@ -64,8 +63,8 @@ def estimate_noise(
     seen = _observed(y, operator)
     for size in _PATCHES:
         patches = _whole_patches(y, seen, size)
-        if patches.shape[0] >= _PER_DIMENSION * patches.shape[1]:
-            std = math.sqrt(max(_noise_variance(patches), 0.0))
+        if patches.shape[0] >= _enough(patches.shape[1]):
+            std = _noise_std(patches, y.shape[1])
             how = f"estimated from {patches.shape[0]} patches of {size[0]}x{size[1]} pixels"
             if std < smallest:
                 std, how = smallest, how + ", raised to the rounding of the file"
@@ -76,14 +75,16 @@ def estimate_noise(
     )
 
 
+def _enough(dimension: int) -> int:
+    """Patches that the eigenvalues of a covariance of this dimension need."""
+    return dimension * min(dimension, 30)
+
+
 def _observed(y: Tensor, operator: Operator | None) -> Tensor:
-    """(B, H, W) bool: pixels that depend on the image at all."""
-    if operator is None or not operator.linear:
+    """(B, H, W) bool: the pixels of y that were measured."""
+    if operator is None:
         return torch.ones_like(y[:, 0], dtype=torch.bool)
-    with torch.no_grad():
-        shape = operator.domain_shape(tuple(y.shape))
-        response = operator(torch.ones(shape, dtype=y.dtype, device=y.device))
-    return (response != 0).all(1).expand(y.shape[0], *y.shape[-2:])
+    return (operator.restrict(torch.ones_like(y)) != 0).all(1)
 
 
 def _whole_patches(y: Tensor, seen: Tensor, size: tuple[int, int]) -> Tensor:
@@ -96,8 +97,24 @@ def _whole_patches(y: Tensor, seen: Tensor, size: tuple[int, int]) -> Tensor:
     return patches[index[:, 0], index[:, 1], index[:, 2]].flatten(1).double()
 
 
-def _noise_variance(patches: Tensor) -> float:
-    values = torch.linalg.eigvalsh(torch.cov(patches.T))  # ascending
+def _noise_std(patches: Tensor, channels: int) -> float:
+    """Three rounds: each keeps the patches that are no rougher than noise of the last estimate."""
+    patches = patches - patches.unflatten(1, (channels, -1)).mean(2).repeat_interleave(
+        patches.shape[1] // channels, 1
+    )
+    freedom = patches.shape[1] - channels
+    roughness = patches.square().sum(1)
+    variance = _noise_variance(patches, channels)
+    for _ in range(3):
+        quiet = roughness < variance * (freedom + 3 * math.sqrt(2 * freedom))
+        if int(quiet.sum()) < _enough(patches.shape[1]):
+            break
+        variance = _noise_variance(patches[quiet], channels)
+    return math.sqrt(max(variance, 0.0))
+
+
+def _noise_variance(patches: Tensor, channels: int) -> float:
+    values = torch.linalg.eigvalsh(torch.cov(patches.T))[channels:]  # ascending; means removed
     for count in range(len(values), 1, -1):
         kept = values[:count]
         if kept.mean() <= kept.quantile(0.5):

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ from posterior.errors import InputError, InputTypeError, SamplingError
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.registry import resolve
 from posterior.operators.base import Operator
-from posterior.operators.noise import NoiseModel, as_noise_model
+from posterior.operators.noise import GaussianNoise, NoiseModel, as_noise_model
 from posterior.priors.base import Counts, Prior
 from posterior.problem import Problem
 from posterior.samples import Samples
@@ -203,7 +204,7 @@ def sample(
             seconds = spent + time.perf_counter() - started
             store.save(Saved(state, failed, done, nfe, vjp, seconds))
 
-    moves = list(zip(levels, levels[1:], strict=False))
+    moves = list(pairwise(levels))
     show = sys.stderr.isatty() if progress is None else progress
     stopped, last_save = False, time.perf_counter()
     try:
@@ -318,7 +319,9 @@ def _problem(
             f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"
             f" shape {(y.shape[0], *event)}"
         )
-    model.check(y)
+    if isinstance(model, GaussianNoise):
+        model.std_like(y)  # refuses a std that does not fit y
+    operator = operator.bind(event)
     y = operator.restrict(y.detach())
     return Problem(prior, operator, y, model, source), event
 
@@ -433,9 +436,7 @@ def _chunks(
     device = problem.prior.device
     for first in range(0, len(groups), per_chunk):
         members = [
-            (b, g, p)
-            for b, g in groups[first : first + per_chunk]
-            for p in range(layout.particles)
+            (b, g, p) for b, g in groups[first : first + per_chunk] for p in range(layout.particles)
         ]
         noise = Noise(
             tuple(seeds[b] for b, _, _ in members),
@@ -516,8 +517,15 @@ def _decoded(
         for k, b in enumerate(index):  # row by row: no more memory than one row's
             part = problem.take([b])
             row_operator, y, model = part.measured()
-            residuals.append(model.misfit(y, row_operator(flat[k : k + 1]), row_operator))
+            residuals.append(_misfit(model, row_operator, y, flat[k : k + 1]))
         return draws, torch.cat(residuals).reshape(n, count)
+
+
+def _misfit(model: NoiseModel, operator: Operator, y: Tensor, x: Tensor) -> Tensor:
+    """Root mean square of (y - A(x)) / std over what A fills; nan without noise: (B,)."""
+    residual = model.standardised(y, operator.restrict(operator(x)))
+    filled = operator.restrict(torch.ones_like(y))
+    return rows.norm(residual) / rows.norm(filled)
 
 
 def describe_noise(model: NoiseModel | None, prior: Prior) -> str | None:

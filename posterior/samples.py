@@ -81,7 +81,9 @@ class Samples:
     def _report_lines(self) -> list[str]:
         p = self.provenance
         n, b = self.draws.shape[:2]
-        lines = [f"{n} draws of {b} measurement{'s' * (b != 1)}, event {tuple(self.draws.shape[2:])}"]
+        lines = [
+            f"{n} draws of {b} measurement{'s' * (b != 1)}, event {tuple(self.draws.shape[2:])}"
+        ]
         for key in ("method", "why", "prior", "operator", "noise", "grid"):
             if p.get(key):
                 lines.append(f"{key}: {p[key]}")

@@ -16,6 +16,7 @@ flow and its shift).
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -47,7 +48,8 @@ class Schedule(ABC):
     """The law t -> (alpha, sigma).
 
     A family writes `_alpha_sigma` and `_time` on float64 tensors; floats and tensors, and hence
-    the sampler and the networks, share that one formula.
+    the sampler and the networks, share that one formula. `_alpha_sigma` uses functions whose result
+    does not depend on the place in the tensor (see `posterior.rows`), so powers are exp and log.
     """
 
     @property
@@ -102,7 +104,8 @@ class Schedule(ABC):
             )
         clean = r == 0
         inner = torch.where(clean, torch.full_like(r, min(1.0, high)), r).clamp(low, high)
-        t = torch.where(clean, torch.zeros_like(r), self._time(inner).clamp(0, 1))
+        # t = 0 itself is clean, so the smallest noise of a range that ends above 0 sits just beside
+        t = torch.where(clean, torch.zeros_like(r), self._time(inner).clamp(1e-30, 1))
         return t if isinstance(ratio, Tensor) else float(t)
 
     def level_of_ratio(self, ratio: float) -> Level:
@@ -188,11 +191,12 @@ class VPScaledLinear(_VariancePreserving):
 
     def _log_alpha_squared(self, t: Tensor) -> Tensor:
         low, slope = self.beta_min**0.5, self.beta_max**0.5 - self.beta_min**0.5
-        return -t * (low**2 + low * slope * t + slope**2 * t**2 / 3)
+        mean: Tensor = low**2 + low * slope * t + slope**2 * t**2 / 3
+        return -t * mean
 
     def _time_of_log_alpha_squared(self, value: Tensor) -> Tensor:
         low, slope = self.beta_min**0.5, self.beta_max**0.5 - self.beta_min**0.5
-        t = ((low**3 - 3 * slope * value) ** (1 / 3) - low) / slope
+        t: Tensor = (torch.exp(torch.log(low**3 - 3 * slope * value) / 3) - low) / slope
         for _ in range(2):  # the closed form cancels near t = 0; Newton restores the digits
             residual = self._log_alpha_squared(t) - value
             t = t + residual / (low + slope * t) ** 2
@@ -215,7 +219,9 @@ class VPCosine(_VariancePreserving):
     def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
         clean = self._angle(torch.zeros_like(t))
         angle = self._angle(t)
-        alpha = torch.where(t < 1, torch.cos(angle), torch.zeros_like(t)) / torch.cos(clean)
+        cosine = torch.cos(angle)
+        # exactly 0 at t = 1, with its slope
+        alpha = torch.where(t < 1, cosine, cosine - cosine.detach()) / torch.cos(clean)
         # cos^2 a - cos^2 b = sin(b - a) sin(b + a): no cancellation near t = 0
         sigma_squared = torch.sin(angle - clean) * torch.sin(angle + clean) / torch.cos(clean) ** 2
         return alpha, torch.sqrt(sigma_squared)
@@ -262,7 +268,7 @@ class VE(_VarianceExploding):
     sigma_max: float = 50.0
 
     def _sigma(self, t: Tensor) -> Tensor:
-        return self.sigma_min * (self.sigma_max / self.sigma_min) ** t
+        return self.sigma_min * torch.exp(t * math.log(self.sigma_max / self.sigma_min))
 
     def _time(self, ratio: Tensor) -> Tensor:
         return torch.log(ratio / self.sigma_min) / math.log(self.sigma_max / self.sigma_min)
@@ -278,11 +284,12 @@ class EDM(_VarianceExploding):
 
     def _sigma(self, t: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (low + t * (high - low)) ** self.rho
+        return torch.exp(self.rho * torch.log(low + t * (high - low)))
 
     def _time(self, ratio: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
-        return (ratio ** (1 / self.rho) - low) / (high - low)
+        t: Tensor = (torch.exp(torch.log(ratio) / self.rho) - low) / (high - low)
+        return t
 
 
 @dataclass(frozen=True)
@@ -325,7 +332,7 @@ class Discrete(Schedule):
         table = self.alphas_cumprod
         if len(table) < 2:
             raise InputError("a discrete schedule needs at least two levels")
-        falling = all(a > b for a, b in zip(table, table[1:], strict=False))
+        falling = all(a > b for a, b in itertools.pairwise(table))
         if not (falling and table[0] < 1 and table[-1] >= 0):
             raise InputError("alphas_cumprod must fall strictly, from below 1 to 0 or above")
         abar = torch.tensor(table, dtype=torch.float64)
@@ -383,16 +390,22 @@ class Discrete(Schedule):
         below = place.detach().floor().long().clamp(max=len(self) - 2)
         part = place - below
         low, high = table[below], table[below + 1]
-        inner = torch.where(torch.isinf(high) & (part < 1), low, low + part * (high - low))
-        log_ratio = torch.where(part == 0, low, torch.where(part == 1, high, inner))
-        return torch.sigmoid(-2 * log_ratio).sqrt(), torch.sigmoid(2 * log_ratio).sqrt()
+        # from the nearer end, so that the entries are exact and the slope is that of the line;
+        # towards an infinite last entry there is no line: the level stays, and then jumps
+        end = torch.where(torch.isinf(high), low, high)
+        rise = end - low
+        log_ratio = torch.where(part < 0.5, low + part * rise, end + (part - 1) * rise)
+        log_ratio = torch.where(torch.isinf(high) & (part == 1), high, log_ratio)
+        squared = torch.exp(2 * log_ratio)
+        return 1 / torch.sqrt(1 + squared), 1 / torch.sqrt(1 + 1 / squared)
 
     def _time(self, ratio: Tensor) -> Tensor:
         table = self._log_ratio.to(ratio.device)
         log_ratio = torch.log(ratio)
         below = (torch.searchsorted(table, log_ratio, right=True) - 1).clamp(0, len(self) - 2)
         low, high = table[below], table[below + 1]
-        part = torch.where(torch.isinf(high), torch.isinf(log_ratio), (log_ratio - low) / (high - low))
+        line = (log_ratio - low) / (high - low)
+        part = torch.where(torch.isinf(high), torch.isinf(log_ratio), line)
         return (below + part + 1) / len(self)
 
     @property

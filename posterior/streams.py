@@ -65,7 +65,7 @@ def key_of(seed: int, name: str, j: int = 0) -> tuple[int, int]:
 
 def seeds_of(seed: int | Sequence[int], measurements: int) -> list[int]:
     """One integer per measurement: `seed + b` for measurement b, or the ints that were given."""
-    if isinstance(seed, Sequence) and not isinstance(seed, str):
+    if isinstance(seed, Sequence):
         if len(seed) != measurements:
             raise InputError(f"{len(seed)} seeds for {measurements} measurements: give one each")
         return [check_seed(s) for s in seed]
@@ -132,7 +132,8 @@ class Noise:
         float64. `ndtri` is evaluated element by element, so its result does not depend on where in
         the tensor the element stands (vectorised log and cos do, in the last bit).
         """
-        return torch.special.ndtri(self._uniform64(name, j, shape)).to(self.dtype)
+        z: Tensor = torch.special.ndtri(self._uniform64(name, j, shape))
+        return z.to(self.dtype)
 
     def uniform(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
         """Uniform numbers in (0, 1), float64, (rows, *shape)."""
@@ -152,8 +153,9 @@ class Noise:
             ),
             self._key(name, j),
         )
-        bits = torch.stack(torch.broadcast_tensors(*words), -1).flatten(1)[:, :size]
-        return ((bits + 0.5) / 2.0**32).reshape(len(self.seeds), *shape)
+        full = (len(self.seeds), blocks)
+        bits = torch.stack([word.expand(full) for word in words], -1).flatten(1)[:, :size]
+        return (bits.double() + 0.5).div(2.0**32).reshape(len(self.seeds), *shape)
 
     def _column(self, what: str, values: Sequence[int]) -> Tensor:
         if what not in self._cache:  # one transfer for the whole run, not one a step

@@ -15,6 +15,7 @@ c <= sigma_s each keeps the marginals: if x0 and eps are the truth, x_s has the 
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -147,7 +148,7 @@ def ode_estimate(
     x: Tensor, levels: Sequence[Level], denoiser: Denoiser, rule: Transition = Euler
 ) -> Tensor:
     """x0 by following the probability flow from x at levels[0] down to levels[-1]."""
-    for t, s in zip(levels, levels[1:], strict=False):
+    for t, s in itertools.pairwise(levels):
         x = rule(denoiser(x, t.t), t, s, _no_noise, denoiser)
     return x
 

@@ -1,4 +1,4 @@
-"""Fetch the photographs of `manifest.json` into the cache folder; none of them is in the repository.
+"""Fetch the photographs of `manifest.json` into the cache folder; none is in the repository.
 
     python examples/photo_prior/fetch.py
 
@@ -62,8 +62,10 @@ def download(source: str, package: str, version: str) -> Path:
     commands = {
         # Debian serves one version per release: the newest will do, sha256 has the last word.
         "debian": ["apt-get", "download", package],
-        "pypi": [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
-        + ["--only-binary=:all:", "--python-version=3.11", f"{package}=={version}", "--dest=."],
+        "pypi": [
+            *(sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest=."),
+            *("--only-binary=:all:", "--python-version=3.11", f"{package}=={version}"),
+        ],
         "npm": ["npm", "pack", "--silent", f"{package}@{version}"],
     }
     result = subprocess.run(commands[source], cwd=folder, capture_output=True, text=True)

@@ -1,12 +1,12 @@
 """Measure the photo prior on the held-out photographs of `manifest.json`.
 
-    python examples/photo_prior/quality.py denoise      # beside colour BM3D (needs `pip install bm3d`)
+    python examples/photo_prior/quality.py denoise  # beside colour BM3D (`pip install bm3d`)
     python examples/photo_prior/quality.py draws --sheet draws.jpg
     python examples/photo_prior/quality.py speed
 
-`denoise` gives the PSNR of D(y; sigma) and of colour BM3D (Dabov et al. 2007) for the same crops and
-the same noise. `draws` compares unconditional 64x64 draws with held-out crops by two statistics of
-natural images: the slope of the radial power spectrum and the kurtosis of gradients. The package
+`denoise` gives the PSNR of D(y; sigma) and of colour BM3D (Dabov et al. 2007) for the same crops
+and the same noise. `draws` compares unconditional 64x64 draws with held-out crops by two statistics
+of natural images: the slope of the radial power spectrum and the kurtosis of gradients. The package
 `bm3d` is free for benchmarks only and no dependency of this project; its figures are cached.
 """
 
@@ -18,6 +18,7 @@ import math
 import statistics
 import time
 from collections import defaultdict
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +46,7 @@ def held_out() -> list[dict[str, Any]]:
 
 
 def crops(size: int = 256) -> list[tuple[str, Array]]:
-    """Central crops (size, size, 3) uint8 of the test photographs: two side by side where they fit."""
+    """Central crops (size, size, 3) uint8 of the test photographs: two where they fit."""
     result = []
     for entry in held_out():
         photo = load_photo(entry)
@@ -115,14 +116,14 @@ def run_denoise(net: PhotoNet | None) -> None:
 
 @torch.inference_mode()
 def heun(net: PhotoNet, count: int, size: int, steps: int, seed: int) -> Tensor:
-    """Unconditional draws by EDM's deterministic sampler (Karras et al. 2022, algorithm 1, eq. 5)."""
+    """Draws by EDM's deterministic sampler (Karras et al. 2022, algorithm 1, grid of eq. 5)."""
     config, rho = net.config, 7.0
     ramp = torch.linspace(0, 1, steps, dtype=torch.float64)
     high, low = config.sigma_max ** (1 / rho), config.sigma_min ** (1 / rho)
     grid = [*((high + ramp * (low - high)) ** rho).tolist(), 0.0]
     generator = torch.Generator().manual_seed(seed)
     x = grid[0] * torch.randn(count, 3, size, size, generator=generator)
-    for now, after in zip(grid, grid[1:], strict=False):
+    for now, after in pairwise(grid):
         slope = (x - denoise(net, x, torch.full((count,), now))) / now
         guess = x + (after - now) * slope
         if after > 0:
@@ -190,7 +191,9 @@ def run_draws(net: PhotoNet, count: int, steps: int, sheet: Path | None) -> None
         pixels = ((draws[: rows * columns] + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()
         page = Image.new("RGB", (columns * (64 + gap) - gap, rows * (64 + gap) - gap), "white")
         for k, image in enumerate(pixels):
-            page.paste(Image.fromarray(image), (k % columns * (64 + gap), k // columns * (64 + gap)))
+            page.paste(
+                Image.fromarray(image), (k % columns * (64 + gap), k // columns * (64 + gap))
+            )
         page.save(sheet, quality=92)
         print(f"sheet of {rows * columns} draws: {sheet}")
 
@@ -220,10 +223,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=32)
     parser.add_argument("--sheet", type=Path)
     args = parser.parse_args()
-    if args.what == "bm3d":
-        return run_denoise(None)
     net = PhotoNet.from_file(args.weights)
-    if args.what == "denoise":
+    if args.what == "bm3d":
+        run_denoise(None)
+    elif args.what == "denoise":
         with torch.inference_mode():
             run_denoise(net)
     elif args.what == "draws":

@@ -2,7 +2,7 @@
 
     python examples/photo_prior/fetch.py
     python examples/photo_prior/train.py --minutes 90
-    python examples/photo_prior/train.py --minutes 120 --warm-start posterior/priors/weights/photo.safetensors
+    python examples/photo_prior/train.py --minutes 120 --warm-start WEIGHTS.safetensors
 
 Loss: EDM's denoising loss with its weighting (Karras et al. 2022, eq. 8 and table 1), which is a
 plain squared error of the raw network F, divided per noise level by its own running mean (the
@@ -33,7 +33,7 @@ LEVELS = (15, 25, 50)  # noise std of the score, of 255
 
 
 def load_photo(entry: dict[str, Any]) -> Image.Image:
-    """The photograph of a manifest entry, reduced by its `reduce` factor (soft or noisy originals)."""
+    """The photograph of a manifest entry, reduced by `reduce` (soft or noisy originals)."""
     image = Image.open(image_path(entry)).convert("RGB")
     factor = entry["reduce"]
     return image.resize(
@@ -44,11 +44,11 @@ def load_photo(entry: dict[str, Any]) -> Image.Image:
 class Patches:
     """Random patches of the training photographs at many scales, augmented."""
 
-    def __init__(self, split: str, smallest: int = 128, ratio: float = 0.8, scales: int = 7) -> None:
+    def __init__(self, smallest: int = 128, ratio: float = 0.8, scales: int = 7) -> None:
         self.images: list[np.ndarray] = []  # (H, W, 3) uint8
         weights = []
         for entry in json.loads(MANIFEST.read_text()):
-            if entry["split"] != split:
+            if entry["split"] != "train":
                 continue
             photo = load_photo(entry)
             for k in range(scales):
@@ -63,7 +63,7 @@ class Patches:
         self.chance = np.array(weights) / sum(weights)
 
     def draw(self, count: int, size: int, rng: np.random.Generator) -> Tensor:
-        """(count, 3, size, size) in [-1, 1]: crop, flip, a quarter turn at times, exposure, tint."""
+        """(count, 3, size, size) in [-1, 1]: crop, flip, turn, exposure, tint."""
         out = np.empty((count, size, size, 3), np.float32)
         for row, index in enumerate(rng.choice(len(self.images), count, p=self.chance)):
             image = self.images[index]
@@ -115,7 +115,7 @@ class Sphere:
         self.kernels = [p for p in net.parameters() if p.ndim > 1]
         self.lengths = [p.detach()[0].norm().item() for p in self.kernels]
         groups = [
-            # Adam moves each entry by about lr; a row of unit entries would have length sqrt(fan-in)
+            # Adam moves each entry by about lr, a row of n entries by lr sqrt(n)
             {"params": [p], "scale": length / math.sqrt(p[0].numel())}
             for p, length in zip(self.kernels, self.lengths, strict=True)
         ]
@@ -144,7 +144,8 @@ def export(average: list[Tensor], net: PhotoNet, optimiser: Sphere) -> PhotoNet:
     copy = PhotoNet(net.config).to(memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     for p, mean in zip(copy.parameters(), average, strict=True):
         p.copy_(mean)
-    for p, length in zip((p for p in copy.parameters() if p.ndim > 1), optimiser.lengths, strict=True):
+    kernels = [p for p in copy.parameters() if p.ndim > 1]
+    for p, length in zip(kernels, optimiser.lengths, strict=True):
         p *= length / p.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     return copy  # type: ignore[no-any-return]
 
@@ -190,7 +191,7 @@ def main() -> None:
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(args.seed)
     rng = np.random.default_rng(args.seed)
-    patches, score = Patches("train"), Score()
+    patches, score = Patches(), Score()
     pixels = sum(image.shape[0] * image.shape[1] for image in patches.images)
     sample = patches.draw(512, 64, rng)
     config = PhotoConfig(sigma_data=0.5)
@@ -217,7 +218,7 @@ def main() -> None:
     print(f"{sum(p.numel() for p in net.parameters())} parameters, {config}", flush=True)
 
     span = math.log(config.sigma_max / config.sigma_min)
-    begin, slept = time.monotonic() - spent, 0.0  # time spent on scoring counts: the end is hard
+    begin = time.monotonic() - spent  # scoring counts as well: the end is hard
     total = 60 * args.minutes
     saved = scored = spent
     running = 0.0
@@ -233,12 +234,13 @@ def main() -> None:
         losses = (network(net, x + s * noise, sigma) - target).square().mean((1, 2, 3))
         where = ((sigma / config.sigma_min).log() / span * 16).long().clamp(0, 15)
         (losses / uncertainty[where]).mean().backward()
-        uncertainty.index_copy_(
-            0, where, uncertainty[where].lerp(losses.detach(), 0.02)
-        ).clamp_(min=1e-3)
+        uncertainty.index_copy_(0, where, uncertainty[where].lerp(losses.detach(), 0.02)).clamp_(
+            min=1e-3
+        )
 
         spent = time.monotonic() - begin
-        rate = args.rate * min(1.0, (step + 1) / 200) * 0.5 * (1 + math.cos(math.pi * min(1.0, spent / total)))
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, spent / total)))
+        rate = args.rate * min(1.0, (step + 1) / 200) * cosine
         optimiser.step(rate)
         step += 1
         with torch.no_grad():

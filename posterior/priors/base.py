@@ -95,7 +95,7 @@ class Prior(ABC):
                 inputs.append(leaf)
                 outputs.append(self._denoised(leaf, time))
         self.counts.nfe += self.evaluations * x_t.shape[0]
-        estimate = self._estimate(x_t, t, [Denoised(*map(_detached, out)) for out in outputs])
+        estimate = self._estimate(x_t, t, [_detached(out) for out in outputs])
 
         def pull(u: Tensor) -> Tensor:
             self.counts.vjp += self.evaluations * x_t.shape[0]
@@ -111,9 +111,7 @@ class Prior(ABC):
 
         return estimate, pull
 
-    def given(
-        self, condition: object, negative: object = None, scale: float = 1.0
-    ) -> Prior:
+    def given(self, condition: object, negative: object = None, scale: float = 1.0) -> Prior:
         """The prior conditioned on a prompt, a label or a component: same weights, cheap."""
         raise CapabilityError(f"{type(self).__name__} cannot be conditioned")
 
@@ -143,13 +141,13 @@ class Prior(ABC):
         if self.rows is None:
             return [(x, t)]
         size = self.rows
-        times = t.split(size) if isinstance(t, Tensor) and t.ndim else None
+        per_row = isinstance(t, Tensor) and t.ndim > 0
         return [
             (
-                _padded(block, size),
-                t if times is None else _padded(times[k], size),
+                _padded(x[k : k + size], size),
+                _padded(t[k : k + size], size) if isinstance(t, Tensor) and per_row else t,
             )
-            for k, block in enumerate(x.split(size))
+            for k in range(0, x.shape[0], size)
         ]
 
     def _estimate(self, x_t: Tensor, t: float | Tensor, blocks: list[Denoised]) -> Estimate:
@@ -168,5 +166,9 @@ def _padded(x: Tensor, size: int) -> Tensor:
     return torch.cat([x, x[-1:].expand(short, *x.shape[1:])]) if short > 0 else x
 
 
-def _detached(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.detach()
+def _detached(out: Denoised) -> Denoised:
+    return Denoised(
+        out.x0.detach(),
+        None if out.variance is None else out.variance.detach(),
+        None if out.eps_renoise is None else out.eps_renoise.detach(),
+    )

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from itertools import pairwise, repeat
 from pathlib import Path
 
 import torch
@@ -83,6 +84,19 @@ class Block(nn.Module):
         return torch.add(self.second(nnf.silu(y)), x, alpha=self.trunk)
 
 
+class Stage(nn.ModuleList):
+    """The residual blocks of one resolution, in a row."""
+
+    def __init__(self, channels: int, count: int, config: PhotoConfig) -> None:
+        super().__init__(Block(channels, config) for _ in range(count))
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """(B, C, H, W), (B, E, 1, 1) -> (B, C, H, W)."""
+        for block in self:
+            x = block(x, embedding)
+        return x
+
+
 class PhotoNet(nn.Module):
     """Raw network F(c_in x, c_noise) for RGB images of any size >= 32x32; rows are independent.
 
@@ -95,9 +109,8 @@ class PhotoNet(nn.Module):
         super().__init__()
         self.config = config = config or PhotoConfig()
         widths = config.channels
-        self.register_buffer(
-            "frequencies", torch.pi / 4 * torch.arange(1.0, config.frequencies + 1), persistent=False
-        )
+        frequencies = torch.pi / 4 * torch.arange(1.0, config.frequencies + 1)
+        self.register_buffer("frequencies", frequencies, persistent=False)
         self.embed = nn.ModuleList(
             [
                 conv(2 * config.frequencies, config.embedding, 1),
@@ -105,16 +118,10 @@ class PhotoNet(nn.Module):
             ]
         )
         self.enter = conv(12 + 1, widths[0], 3)  # 2x2 RGB pixels and a constant
-        self.down = nn.ModuleList(conv(4 * a, b, 1) for a, b in zip(widths, widths[1:], strict=False))
-        self.up = nn.ModuleList(conv(b, 4 * a, 1, 0.5**0.5) for a, b in zip(widths, widths[1:], strict=False))
-        self.encoder = nn.ModuleList(
-            nn.ModuleList(Block(width, config) for _ in range(count))
-            for width, count in zip(widths, config.encoder, strict=True)
-        )
-        self.decoder = nn.ModuleList(
-            nn.ModuleList(Block(width, config) for _ in range(count))
-            for width, count in zip(widths, config.decoder, strict=True)
-        )
+        self.down = nn.ModuleList(conv(4 * a, b, 1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(conv(b, 4 * a, 1, 0.5**0.5) for a, b in pairwise(widths))
+        self.encoder = nn.ModuleList(map(Stage, widths, config.encoder, repeat(config)))
+        self.decoder = nn.ModuleList(map(Stage, widths, config.decoder, repeat(config)))
         self.leave = conv(widths[0], 12, 3, 1 / SILU)
         self.gain = nn.Parameter(torch.zeros(()))
 
@@ -138,19 +145,16 @@ class PhotoNet(nn.Module):
         h = torch.cat((h, torch.ones_like(h[:, :1])), 1)
         h = self.enter(h.contiguous(memory_format=torch.channels_last))
         skips = []
-        for level, blocks in enumerate(self.encoder):
+        for level, stage in enumerate(self.encoder):
             if level:
                 h = self.down[level - 1](nnf.pixel_unshuffle(h, 2))
-            h = pixel_norm(h)
-            for block in blocks:  # type: ignore[attr-defined]
-                h = block(h, emb)
+            h = stage(pixel_norm(h), emb)
             skips.append(h)
         for level in reversed(range(len(skips))):
             if level < len(skips) - 1:
                 h = nnf.pixel_shuffle(self.up[level](h), 2)
                 h = torch.add(h, skips[level], alpha=0.5**0.5)
-            for block in self.decoder[level]:  # type: ignore[union-attr]
-                h = block(h, emb)
+            h = self.decoder[level](h, emb)
         out = nnf.pixel_shuffle(self.leave(nnf.silu(h)) * self.gain, 2)
         return out[..., :height, :width]
 
@@ -167,7 +171,8 @@ class PhotoNet(nn.Module):
         """Rebuild the network (float32, channels-last, eval mode) from a file of `save` alone."""
         with safe_open(path, framework="pt") as file:
             config = json.loads(file.metadata()["config"])
-            tensors = {name: file.get_tensor(name).float() for name in file.keys()}
+            names = file.keys()
+            tensors = {name: file.get_tensor(name).float() for name in names}
         for name in ("channels", "encoder", "decoder"):
             config[name] = tuple(config[name])
         net = cls(PhotoConfig(**config))

@@ -1,0 +1,283 @@
+"""Inpainting: y shows the kept pixels of x; hidden pixels are 0.
+
+>>> Mask(keep=tensor)                      # 1 = observed
+>>> Mask(edit="strokes.png")               # white = to repaint
+>>> Mask.random(keep_fraction=0.3, seed=0)
+>>> Mask.box(size=32)                      # a hole in the middle
+>>> Mask.outpaint(margin=16)               # an unknown frame around a known middle
+"""
+
+from __future__ import annotations
+
+import os
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from posterior.errors import FileProblem, InputError, InputTypeError
+from posterior.operators._rowwise import Memo, check_rows, take_rows
+from posterior.operators.base import Operator, Shape, check_count, check_image, check_number
+from posterior.streams import Noise, check_seed
+
+
+class Masking(Operator):
+    """Base class: a subclass says which pixels are observed."""
+
+    linear = True
+    has_pinv = True
+
+    @abstractmethod
+    def pattern(self, height: int, width: int) -> Tensor:
+        """The observed pixels, bool (1 or B, 1, H, W)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        check_image(self, x)
+        keep = self.pattern(x.shape[2], x.shape[3])
+        check_rows(f"{self!r}: masks", len(keep), x)
+        return torch.where(keep.to(x.device), x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def pinv(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def normal(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def restrict(self, y: Tensor) -> Tensor:
+        return self.forward(y)
+
+    def domain_shape(self, y_shape: Shape) -> Shape:
+        return y_shape
+
+    def range_shape(self, x_shape: Shape) -> Shape:
+        self.pattern(x_shape[2], x_shape[3])
+        return x_shape
+
+
+class Mask(Masking):
+    """y = keep * x with a given mask, the same for all channels.
+
+    Args:
+        keep: 1 = observed, 0 = hidden; (H, W), (1, H, W), or one for each measurement
+            (B, 1, H, W); or the path of an image file, white = 1 (threshold at one half).
+        edit: the opposite, 1 = to repaint. Exactly one of the two is given.
+    """
+
+    def __init__(
+        self,
+        *,
+        keep: Tensor | str | os.PathLike[str] | None = None,
+        edit: Tensor | str | os.PathLike[str] | None = None,
+    ) -> None:
+        if (keep is None) == (edit is None):
+            raise InputError(
+                "Mask needs exactly one of keep= (1 = observed) and edit= (1 = repaint)"
+            )
+        name, given = ("keep", keep) if edit is None else ("edit", edit)
+        pattern = _as_pattern(name, given)
+        if name == "edit":
+            pattern = ~pattern
+        if not bool(pattern.flatten(1).any(1).all()):
+            raise InputError(f"Mask({name}=): nothing is observed; is white the other way round?")
+        self.keep = pattern  # (1 or B, 1, H, W), bool
+
+    @staticmethod
+    def random(*, keep_fraction: float, seed: int | Sequence[int] = 0) -> RandomMask:
+        """Random pixels are observed, whatever the size of x; see `RandomMask`."""
+        return RandomMask(keep_fraction, seed if isinstance(seed, int) else tuple(seed))
+
+    @staticmethod
+    def box(*, size: int | tuple[int, int], at: tuple[int, int] | None = None) -> BoxMask:
+        """A rectangular hole; see `BoxMask`."""
+        return BoxMask(size, at)
+
+    @staticmethod
+    def outpaint(*, margin: int | tuple[int, ...]) -> OutpaintMask:
+        """An unknown frame around a known middle; see `OutpaintMask`."""
+        return OutpaintMask(margin)
+
+    def pattern(self, height: int, width: int) -> Tensor:
+        if self.keep.shape[2:] != (height, width):
+            have = " x ".join(map(str, self.keep.shape[2:]))
+            raise InputError(f"the mask is {have}, the image {height} x {width}")
+        return self.keep
+
+    def take(self, index: Sequence[int]) -> Mask:
+        return self if len(self.keep) == 1 else Mask(keep=take_rows(self.keep, index))
+
+    def __repr__(self) -> str:
+        kept = self.keep.double().mean().item()
+        return f"Mask({' x '.join(map(str, self.keep.shape[2:]))}, {100 * kept:.1f} % observed)"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class RandomMask(Masking):
+    """round(keep_fraction H W) pixels, at least one, are observed, chosen by the seed.
+
+    A pure function of (seed, size).
+
+    Args:
+        keep_fraction: in (0, 1].
+        seed: any integer; or one for each measurement.
+    """
+
+    keep_fraction: float
+    seed: int | tuple[int, ...] = 0
+    _memo: Memo = field(default_factory=Memo, init=False)
+
+    def __post_init__(self) -> None:
+        fraction = check_number("keep_fraction", self.keep_fraction, 0, 1)
+        if fraction == 0:
+            raise InputError("keep_fraction must be > 0: nothing would be observed")
+        object.__setattr__(self, "keep_fraction", fraction)
+        if isinstance(self.seed, (tuple, list)):
+            if not self.seed:
+                raise InputError("seed: give at least one")
+            object.__setattr__(self, "seed", tuple(check_seed(s) for s in self.seed))
+        else:
+            object.__setattr__(self, "seed", check_seed(self.seed))
+
+    def pattern(self, height: int, width: int) -> Tensor:
+        return self._memo((height, width), lambda: self._make(height, width))
+
+    def _make(self, height: int, width: int) -> Tensor:
+        seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
+        size = height * width
+        zeros = (0,) * len(seeds)
+        u = Noise(seeds, zeros, zeros, (size,)).uniform("mask")
+        count = max(1, round(self.keep_fraction * size))
+        first = u.argsort(dim=1, stable=True)[:, :count]
+        keep = torch.zeros(len(seeds), size, dtype=torch.bool).scatter_(1, first, True)
+        return keep.reshape(-1, 1, height, width)
+
+    def take(self, index: Sequence[int]) -> RandomMask:
+        if not isinstance(self.seed, tuple) or len(self.seed) == 1:
+            return self
+        seeds = take_rows(torch.arange(len(self.seed)), index).tolist()
+        return RandomMask(self.keep_fraction, tuple(self.seed[i] for i in seeds))
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class BoxMask(Masking):
+    """Everything but a rectangle is observed.
+
+    Args:
+        size: of the hole in pixels, one side or (height, width).
+        at: (row, column) of its upper left pixel; None centres it.
+    """
+
+    size: int | tuple[int, int]
+    at: tuple[int, int] | None = None
+
+    def __post_init__(self) -> None:
+        h, w = _pair("size", self.size, 1)
+        object.__setattr__(self, "size", (h, w))
+        if self.at is not None:
+            object.__setattr__(self, "at", _pair("at", self.at, 0))
+
+    def pattern(self, height: int, width: int) -> Tensor:
+        h, w = _pair("size", self.size, 1)
+        top, left = self.at or ((height - h) // 2, (width - w) // 2)
+        if top < 0 or left < 0 or top + h > height or left + w > width:
+            raise InputError(f"{self!r}: the hole leaves the image of {height} x {width}")
+        if (h, w) == (height, width):
+            raise InputError(f"{self!r}: the hole is the whole image, nothing is observed")
+        keep = torch.ones(1, 1, height, width, dtype=torch.bool)
+        keep[:, :, top : top + h, left : left + w] = False
+        return keep
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class OutpaintMask(Masking):
+    """The middle is observed, a frame around it is to be invented.
+
+    Args:
+        margin: width of the frame in pixels: one, (vertical, horizontal) or
+            (top, bottom, left, right).
+    """
+
+    margin: int | tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        margin = self.margin if isinstance(self.margin, (tuple, list)) else (self.margin,)
+        if len(margin) not in (1, 2, 4):
+            raise InputError(f"margin takes 1, 2 or 4 numbers, not {len(margin)}")
+        m = tuple(check_count("margin", v, 0) for v in margin)
+        full = m if len(m) == 4 else (m[0], m[0], m[-1], m[-1])
+        object.__setattr__(self, "margin", full)
+
+    def pattern(self, height: int, width: int) -> Tensor:
+        assert isinstance(self.margin, tuple)
+        top, bottom, left, right = self.margin
+        if top + bottom >= height or left + right >= width:
+            raise InputError(f"{self!r}: nothing of {height} x {width} pixels is observed")
+        keep = torch.zeros(1, 1, height, width, dtype=torch.bool)
+        keep[:, :, top : height - bottom, left : width - right] = True
+        return keep
+
+
+def _pair(what: str, value: object, low: int) -> tuple[int, int]:
+    if isinstance(value, (tuple, list)):
+        if len(value) != 2:
+            raise InputError(f"{what} takes one or two numbers, not {len(value)}")
+        return check_count(what, value[0], low), check_count(what, value[1], low)
+    count = check_count(what, value, low)
+    return count, count
+
+
+def _as_pattern(name: str, given: object) -> Tensor:
+    """A mask of zeros and ones as bool (1 or B, 1, H, W)."""
+    if isinstance(given, (str, os.PathLike)):
+        return _read(os.fspath(given))[None, None]
+    if not isinstance(given, Tensor):
+        try:
+            given = torch.as_tensor(given)
+        except (TypeError, ValueError, RuntimeError):
+            raise InputTypeError(
+                f"Mask({name}=) must be a tensor or the path of an image, not"
+                f" {type(given).__name__}"
+            ) from None
+    mask = given.detach().cpu()
+    shape = tuple(mask.shape)
+    if mask.ndim == 2:
+        mask = mask[None, None]
+    elif mask.ndim == 3 and shape[0] == 1:
+        mask = mask[None]
+    elif mask.ndim != 4 or shape[1] != 1:
+        raise InputError(f"Mask({name}=) must be (H, W), (1, H, W) or (B, 1, H, W), not {shape}")
+    if mask.numel() == 0:
+        raise InputError(f"Mask({name}=) is empty: {shape}")
+    if not bool(((mask == 0) | (mask == 1)).all()):
+        raise InputError(f"Mask({name}=) must be zeros and ones: threshold it first")
+    return mask.bool().clone()
+
+
+def _read(path: str) -> Tensor:
+    """An image file as bool (H, W): lighter than half; transparent pixels are black."""
+    from PIL import Image, ImageOps, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as file:
+            image = ImageOps.exif_transpose(file)
+            if image.mode.startswith("I;16") or image.mode == "I":
+                image, level = image.convert("I"), 2**15
+            elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+                image = image.convert("RGBA")
+                black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+                image, level = Image.alpha_composite(black, image).convert("L"), 128
+            else:
+                image, level = image.convert("L"), 128
+            import numpy as np
+
+            return torch.from_numpy(np.array(image) >= level)
+    except FileNotFoundError:
+        raise FileProblem(f"mask file {path} does not exist") from None
+    except UnidentifiedImageError:
+        raise FileProblem(f"mask file {path} is not an image that Pillow can read") from None
+    except (OSError, SyntaxError, ValueError) as error:
+        raise FileProblem(f"mask file {path} cannot be read: {error}") from None

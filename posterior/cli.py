@@ -1,0 +1,506 @@
+"""The command line: `posterior restore`, `methods`, `operators`, `demo`.
+
+It speaks [0, 1] where the library speaks [-1, 1]: `--noise 0.02` is 0.02 of full scale. A command
+that cannot be carried out as written ends with code 2 before anything is computed or written; a
+file that cannot be restored is reported, the others are finished, and the code is 1.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from posterior.errors import FileProblem, InputError, PosteriorError, unknown_name
+
+if TYPE_CHECKING:
+    from posterior.operators import Operator
+    from posterior.restoration import Plan, Restoration
+
+LONG = 600.0  # seconds after which a run wants --yes
+
+app = typer.Typer(
+    name="posterior",
+    rich_markup_mode="rich",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog="Start with [bold]posterior demo[/bold], or see [bold]posterior restore --help[/bold].",
+)
+_debug = False
+
+
+@dataclass(frozen=True)
+class _Job:
+    """One input and the folder of its results."""
+
+    source: Path
+    target: Path
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from posterior import __version__
+
+        typer.echo(f"posterior {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and stop."
+        ),
+    ] = False,
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show the traceback of an error.", hidden=True)
+    ] = False,
+) -> None:
+    """Restore images with diffusion models: several answers, and how sure they are.
+
+    A blurred, holed, noisy or small photograph does not say exactly what was there before. This
+    program draws [bold]several[/bold] images that explain it, and maps where they agree.
+    """
+    global _debug
+    _debug = debug
+
+
+@app.command()
+def restore(
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="IMAGE...", help="PNG, JPEG, TIFF, WebP or .npy; 8 or 16 bit, grey or RGB."
+        ),
+    ],
+    operator: Annotated[
+        list[str],
+        typer.Option(
+            "--operator",
+            "-a",
+            metavar="NAME:KEY=VALUE,...",
+            help="How the image was degraded; several are applied in the order given. See "
+            "[bold]posterior operators[/bold].",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="DIR", help="photo.png goes to DIR/photo/.")
+    ] = Path("out"),
+    noise: Annotated[
+        float | None,
+        typer.Option(
+            help="Standard deviation of the noise in \\[0, 1], where white is 1. Estimated from "
+            "the image if not given; 0.02 with --simulate."
+        ),
+    ] = None,
+    simulate: Annotated[
+        bool,
+        typer.Option(
+            "--simulate", help="The image is clean: degrade it first, then restore and score."
+        ),
+    ] = False,
+    method: Annotated[
+        str, typer.Option("--method", "-m", help="See [bold]posterior methods[/bold].")
+    ] = "auto",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Noise levels to visit.  \\[default: the method's]")
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Draws per image.")] = 4,
+    seed: Annotated[int, typer.Option(help="Any integer; the same one gives the same images.")] = 0,
+    prior: Annotated[
+        str, typer.Option(help="photo (bundled), a folder, a hub name or a checkpoint.")
+    ] = "photo",
+    crop: Annotated[
+        str | None,
+        typer.Option(metavar="WxH+X+Y", help="Restore a part: 256, 256x192 or 256x192+10+20."),
+    ] = None,
+    max_batch: Annotated[
+        int | None, typer.Option(min=1, help="Draws computed together; changes no result.")
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Save the state of the run in DIR.")
+    ] = None,
+    resume: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Continue the run that was saved in DIR.")
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier results in the output folder.")
+    ] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Start even if it takes over ten minutes.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Restore degraded images: several draws, their mean, and a map of the uncertainty.
+
+    [bold]Examples[/bold]
+
+    \b
+    A blurred photograph (sigma in pixels); the noise is estimated:
+      [cyan]posterior restore photo.jpg --operator gaussian-blur:sigma=2[/cyan]
+
+    \b
+    White strokes mark what to repaint; 2 % noise:
+      [cyan]posterior restore photo.png -a inpaint:edit=strokes.png --noise 0.02[/cyan]
+
+    \b
+    How well does it work? Degrade a clean image by blur, then holes, and score:
+      [cyan]posterior restore clean.png --simulate -a gaussian-blur:sigma=2 -a inpaint:box=24[/cyan]
+
+    \b
+    Four times the size, for a folder of images, one result folder each:
+      [cyan]posterior restore small/*.png -a super-resolution:factor=4 --out large/[/cyan]
+
+    Each image gets a folder with [bold]sheet.png[/bold] (look at this first), mean.png, std.png,
+    draw-0.png ..., degraded.png, samples.safetensors and report.json.
+    """
+    say = _silent if quiet else _say
+    with _errors(code=2):
+        jobs = _jobs(images, out, overwrite)
+        _check_options(method, noise, steps, samples)
+        applied = _operators(operator)
+    with _errors(code=2):
+        from posterior.restoration import as_prior
+
+        loaded = as_prior(prior)
+
+    from posterior.restoration import prepare
+
+    plans: list[tuple[_Job, Plan]] = []
+    failed = 0
+    for job in jobs:
+        try:
+            plan = prepare(
+                job.source, applied, None if noise is None else 2 * noise, loaded, method,
+                samples, seed, simulate, steps=steps, crop=crop,
+            )  # fmt: skip
+        except Exception as problem:
+            failed += 1
+            _complain(f"{job.source}: {_sentence(problem, job.source)}")
+        else:
+            plans.append((job, plan))
+    if plans:
+        with _errors(code=2):
+            _announce(plans, yes, say)
+    for job, plan in plans:
+        try:
+            result = plan.run(
+                max_batch=max_batch,
+                progress=False if quiet else None,
+                checkpoint=checkpoint and checkpoint / job.source.stem,
+                resume=resume and resume / job.source.stem,
+            )
+            result.save(job.target, overwrite=overwrite)
+        except KeyboardInterrupt:
+            hint = f"; continue with --resume {checkpoint}" if checkpoint else ""
+            _complain(f"interrupted{hint}")
+            raise typer.Exit(130) from None
+        except Exception as problem:
+            failed += 1
+            _complain(f"{job.source}: {_sentence(problem, job.source)}")
+        else:
+            _summarise(result, job.target, say)
+    if failed:
+        if len(jobs) > 1:
+            _complain(f"{failed} of {len(jobs)} images failed")
+        raise typer.Exit(1)
+
+
+@app.command()
+def methods() -> None:
+    """The sampling methods: what they need, what they cost, when to use them."""
+    from posterior.guidance.registry import table
+
+    _table(
+        ["method", "when to use it", "needs", "network calls", "backward passes", "source"],
+        [(m.name, m.when, m.needs or "-", m.nfe, m.vjp, m.paper) for m in table()],
+        "Costs are per draw. --method auto takes the first that can use the operator.",
+    )
+
+
+@app.command()
+def operators() -> None:
+    """The ways an image can be degraded, for --operator."""
+    from posterior.operators import table
+
+    _table(
+        ["operator", "parameters", "what it does"],
+        table(),
+        "Several --operator are applied in the order given. From Python any function will do: "
+        "posterior.operators.from_callable.",
+    )
+
+
+@app.command()
+def demo(
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Where to put it.  \\[default: a new one]"),
+    ] = None,
+    samples: Annotated[int, typer.Option("--samples", "-n", min=2, help="Draws.")] = 4,
+    steps: Annotated[int | None, typer.Option(min=1, help="Noise levels to visit.")] = None,
+    seed: Annotated[int, typer.Option(help="Any integer.")] = 0,
+) -> None:
+    """Blur a photograph, tear holes into it, and restore it: a few minutes on two CPU cores."""
+    with _errors(code=2):
+        target = _free_name(Path("posterior-demo")) if out is None else out
+        from posterior.restoration import check_free
+
+        check_free(target)
+    with _errors(code=1):
+        from posterior.operators import GaussianBlur, Mask
+        from posterior.restoration import prepare
+
+        started = time.perf_counter()
+        asset = resources.files("posterior") / "assets" / "demo.png"
+        with resources.as_file(asset) as photo:
+            plan = prepare(
+                photo,
+                [GaussianBlur(sigma=1.5), Mask(keep=_demo_mask(128, 128))],
+                0.04,
+                n=samples,
+                seed=seed,
+                simulate=True,
+                steps=steps,
+            )
+        _say("A photograph is blurred (sigma 1.5), torn (a fifth is missing) and made noisy (2 %).")
+        _announce([(_Job(Path("demo.png"), target), plan)], True, _say)
+        result = plan.run()
+        result.save(target)
+        _scores_table(result)
+        _say(
+            f"The draws differ by {_mean_std(result):.3f} of full scale on average, most inside "
+            "the holes."
+        )
+        _say(f"Done in {_duration(time.perf_counter() - started)}. Contact sheet:")
+        _say(str(target / "sheet.png"))
+
+
+def main() -> None:
+    """The console script: one line on stderr for every error, never a traceback."""
+    usage: Any = typer.BadParameter.__mro__[1]  # click's UsageError, which typer may vendor
+    try:
+        code = app(standalone_mode=False)
+    except usage.__mro__[1] as problem:
+        where = getattr(problem, "ctx", None)
+        hint = f" (see {where.command_path} --help)" if where is not None else ""
+        text = " ".join(problem.format_message().split())
+        if text:
+            _complain(text.rstrip(".") + hint)
+        code = problem.exit_code
+    except (typer.Abort, KeyboardInterrupt):
+        _complain("interrupted")
+        code = 130
+    except BrokenPipeError:  # posterior methods | head
+        sys.stderr.close()
+        code = 1
+    except Exception as problem:
+        if _debug:
+            raise
+        _complain(f"{_sentence(problem)} (posterior --debug ... shows where)")
+        code = 1
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+# Before a run ------------------------------------------------------------------------------------
+
+
+def _jobs(images: Sequence[Path], out: Path, overwrite: bool) -> list[_Job]:
+    """Where each result goes; raises before anything is read if one may not go there."""
+    from posterior.restoration import check_free
+
+    jobs: dict[Path, _Job] = {}
+    for image in images:
+        target = out / image.stem
+        if target in jobs:
+            raise InputError(
+                f"{jobs[target].source} and {image} would both be written to {target}: restore "
+                "them in two calls with different --out"
+            )
+        try:
+            check_free(target, overwrite)
+        except FileProblem as problem:
+            raise InputError(str(problem).replace("overwrite it", "add --overwrite")) from None
+        if target.resolve() in image.resolve().parents:
+            raise InputError(f"{image} lies inside its own output folder {target}")
+        jobs[target] = _Job(image, target)
+    return list(jobs.values())
+
+
+def _check_options(method: str, noise: float | None, steps: int | None, samples: int) -> None:
+    from posterior.guidance.registry import REGISTRY
+
+    if method.lower().replace("_", "-") not in [*REGISTRY, "auto"]:
+        raise unknown_name("method", method, [*REGISTRY, "auto"])
+    if noise is not None and not 0 <= noise <= 1:
+        hint = f"; {noise:g} of 255 is {noise / 255:.3g}" if 1 < noise <= 255 else ""
+        raise InputError(f"--noise is a standard deviation in [0, 1], got {noise:g}{hint}")
+
+
+def _operators(texts: Sequence[str]) -> Operator:
+    from posterior.restoration import as_operator
+
+    return as_operator(list(texts))
+
+
+def _announce(plans: Sequence[tuple[_Job, Plan]], yes: bool, say: Callable[[str], None]) -> None:
+    """Say what the run will cost; raise if that is long and nobody said yes."""
+    timed: dict[object, float] = {}
+    total = 0.0
+    for job, plan in plans:
+        key = (plan.event, plan.groups, type(plan.method))
+        if key not in timed:
+            timed[key] = plan.seconds()
+        total += timed[key]
+        height, width = plan.event[-2:]
+        passes = f" and {plan.vjps} backward passes" if plan.vjps else ""
+        say(
+            f"{job.source.name}: {width} x {height}, {type(plan.method).__name__}, {plan.steps} "
+            f"steps, {plan.n} draws: {plan.nfe} network calls{passes}, about "
+            f"{_duration(timed[key])}"
+        )
+        for note in plan.notes:
+            say(f"  {note}")
+    if len(plans) > 1:
+        say(f"{len(plans)} images: about {_duration(total)} in all")
+    if total > LONG and not yes:
+        job, plan = max(plans, key=lambda each: math.prod(each[1].y.shape[-2:]))
+        side = math.sqrt(math.prod(plan.y.shape[-2:]) * 0.9 * LONG / total)
+        side = int(side // 16 * 16)
+        part = f", or a part of each with --crop {side}" if side >= 32 else ""
+        raise InputError(
+            f"this takes about {_duration(total)}: start it with --yes{part}, or ask for fewer "
+            "--samples or --steps"
+        )
+
+
+def _free_name(wanted: Path) -> Path:
+    """`wanted`, or the first of wanted-2, wanted-3, ... that does not exist."""
+    name, k = wanted, 1
+    while name.exists():
+        k += 1
+        name = wanted.with_name(f"{wanted.name}-{k}")
+    return name
+
+
+def _demo_mask(height: int, width: int) -> Any:
+    """(H, W) bool, True = seen: three round holes and two scratches."""
+    import torch
+
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    hidden = torch.zeros_like(x, dtype=torch.bool)
+    for top, left, radius in ((0.30, 0.27, 0.12), (0.62, 0.70, 0.15), (0.82, 0.22, 0.09)):
+        hidden |= (y - top) ** 2 + (x - left) ** 2 < radius**2
+    for offset, slope in ((0.15, 0.35), (1.05, -0.8)):
+        hidden |= (y - offset - slope * x).abs() < 0.02
+    return ~hidden
+
+
+# Afterwards --------------------------------------------------------------------------------------
+
+
+def _summarise(result: Restoration, target: Path, say: Callable[[str], None]) -> None:
+    found = result.metrics
+    if found:
+        better = found["mean"]["psnr"]
+        text = f"mean of the draws {better:.2f} dB"
+        if "psnr" in found.get("degraded", {}):
+            text += f", degraded {found['degraded']['psnr']:.2f} dB"
+        if "psnr" in found.get("baseline", {}):
+            text += f", {found['baseline']['name']} {found['baseline']['psnr']:.2f} dB"
+        say(f"  {text}")
+    failed = int((~result.good).sum())
+    if failed:
+        say(f"  {failed} of {result.draws.shape[0]} draws failed (not finite): see report.json")
+    say(f"  {target / 'sheet.png'}")
+
+
+def _scores_table(result: Restoration) -> None:
+    found = result.metrics
+    rows = [
+        (label, f"{part['psnr']:.2f}", f"{part['ssim']:.3f}")
+        for label, part in (
+            ("degraded", found["degraded"]),
+            (str(found["baseline"]["name"]), found["baseline"]),
+            (f"mean of {result.draws.shape[0]} draws", found["mean"]),
+        )
+        if part.get("psnr") is not None
+    ]
+    each = found["draws"]["psnr"]
+    rows.append(("one draw (average)", f"{sum(each) / len(each):.2f}", "-"))
+    _table(["against the original", "PSNR (dB)", "SSIM"], rows)
+
+
+def _mean_std(result: Restoration) -> float:
+    from posterior.restoration import full_scale_std
+
+    return float(full_scale_std(result.std[0]).mean())
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
+    for row in rows:
+        table.add_row(*row)
+    console = Console(highlight=False, markup=False)
+    console.print(table)
+    if note:
+        console.print(note, style="dim")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"{max(round(seconds), 1)} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{seconds / 3600:.1f} h"
+
+
+# Talking -----------------------------------------------------------------------------------------
+
+
+def _say(text: str) -> None:
+    typer.echo(text)
+
+
+def _silent(text: str) -> None:
+    """Say nothing."""
+
+
+def _complain(text: str) -> None:
+    typer.echo(f"posterior: {text}", err=True)
+
+
+def _sentence(problem: BaseException, source: Path | None = None) -> str:
+    """One line; `source` at its start is dropped, because the caller names it."""
+    if _debug:
+        raise problem
+    text = " ".join(str(problem).split()) or type(problem).__name__
+    if not isinstance(problem, PosteriorError):
+        text = f"{type(problem).__name__}: {text}"
+    if source is not None:
+        text = text.removeprefix(f"{source}:").removeprefix(f"{source}").strip()
+    return text
+
+
+@contextmanager
+def _errors(code: int) -> Iterator[None]:
+    """Turn the library's errors into one line and an exit code."""
+    try:
+        yield
+    except PosteriorError as problem:
+        _complain(_sentence(problem))
+        raise typer.Exit(code) from None

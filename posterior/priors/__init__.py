@@ -1,0 +1,10 @@
+"""Priors: what x looks like, as a denoiser at every noise level."""
+
+from posterior.estimates import Denoised
+from posterior.priors.base import Prior
+from posterior.priors.check import check
+from posterior.priors.gaussian import Gaussian
+from posterior.priors.mixture import GaussianMixture
+from posterior.priors.network import NetworkPrior
+
+__all__ = ["Denoised", "Gaussian", "GaussianMixture", "NetworkPrior", "Prior", "check"]

@@ -1,0 +1,196 @@
+"""A prior from any torch module whose output and noise schedule are known.
+
+The module is called as `module(x, time)` with x (B, *event) and time (B,), and answers with x0,
+eps, v, the velocity or the score (see `posterior.estimates`), or with the raw network F of EDM
+(Karras et al. 2022, eq. 7 and table 1), r = sigma / alpha the noise level of x = x_t / alpha:
+
+    D(x; r) = c_skip x + c_out F(c_in x, ln(r) / 4)
+    c_skip = s^2 / (r^2 + s^2),  c_out = r s / sqrt(r^2 + s^2),  c_in = 1 / sqrt(r^2 + s^2)
+
+with s = `sigma_data`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from posterior.errors import InputError, InputTypeError
+from posterior.estimates import Denoised, Parametrisation, to_x0
+from posterior.priors.base import Prior
+from posterior.rows import expand
+from posterior.schedules import Discrete, Schedule
+
+Output = Parametrisation | Literal["edm"]
+KINDS = (*get_args(Parametrisation), "edm")
+
+
+class NetworkPrior(Prior):
+    """A prior around a denoising network.
+
+    Args:
+        module: called as module(x, time); its weights are frozen and it is put in eval mode.
+        parametrisation: what it answers: "x0", "eps", "v", "velocity", "score" or "edm".
+        schedule: the noise levels that it was trained with.
+        event_shape: shape of one x0, or None for any.
+        range: the interval of x0, or None for unbounded.
+        rows: the fixed batch of one evaluation: 1 suits small networks on a CPU, 8-16 a GPU.
+        time: t (B,) float64 -> what the network takes as time. By default the table index
+            N t - 1 for `Discrete` schedules, ln(sigma / alpha) / 4 for "edm", t otherwise.
+        learned_variance: the output has 2 C channels, the second half u in [-1, 1] interpolating
+            the variance of the step to the table's next lower index (Nichol & Dhariwal 2021,
+            eq. 15): log v = (1 + u) / 2 log beta + (1 - u) / 2 log beta~. `Discrete` only.
+        sigma_data: the standard deviation of the data, for "edm".
+        compute_dtype: autocast the module to this dtype (torch.bfloat16, ...).
+
+    The module runs in the dtype of its weights; x is cast on the way in and out, and everything
+    else happens in the dtype of x_t.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        parametrisation: Output,
+        schedule: Schedule,
+        *,
+        event_shape: tuple[int, ...] | None = None,
+        range: tuple[float, float] | None = (-1.0, 1.0),
+        rows: int | None = 1,
+        time: Callable[[Tensor], Tensor] | None = None,
+        learned_variance: bool = False,
+        sigma_data: float = 0.5,
+        compute_dtype: torch.dtype | None = None,
+        graph_bytes: int = 2000,
+    ) -> None:
+        super().__init__()
+        if not isinstance(module, nn.Module):
+            raise InputTypeError(f"module must be a torch.nn.Module, not {type(module).__name__}")
+        if parametrisation not in KINDS:
+            raise InputError(f"unknown parametrisation {parametrisation!r}; known: {KINDS}")
+        if not isinstance(schedule, Schedule):
+            raise InputTypeError(f"schedule must be a Schedule, not {type(schedule).__name__}")
+        if range is not None and not range[0] < range[1]:
+            raise InputError(f"range must be (low, high), got {range}")
+        if rows is not None and rows < 1:
+            raise InputError(f"rows must be at least 1, got {rows}")
+        if learned_variance and not isinstance(schedule, Discrete):
+            raise InputError("a learned variance needs a Discrete schedule: it is that of a table")
+        if not 0 < sigma_data < math.inf:
+            raise InputError(f"sigma_data must be positive, got {sigma_data}")
+        self.module = module.eval().requires_grad_(False)
+        self.parametrisation = parametrisation
+        self.schedule = schedule
+        self.event_shape = event_shape
+        self.range = range
+        self.rows = rows
+        self.time = time
+        self.learned_variance = learned_variance
+        self.sigma_data = float(sigma_data)
+        self.compute_dtype = compute_dtype
+        self.graph_bytes = graph_bytes
+        weight = next(iter(module.parameters()), None)
+        self._weight_dtype = None if weight is None else weight.dtype
+        if weight is not None:
+            self.dtype, self.device = weight.dtype, weight.device
+            if not weight.dtype.is_floating_point or weight.dtype.itemsize < 4:
+                self.dtype = torch.float32  # half-precision weights; states stay in float32
+
+    def denoise(self, x_t: Tensor, t: float | Tensor) -> Denoised:
+        """E[x0 | x_t], and the learned variance where the network has one."""
+        times = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
+        if self.parametrisation == "edm":
+            return Denoised(self._edm(x_t, times))
+        output = self._run(x_t, self._time(times))
+        variance = None
+        if self.learned_variance:
+            output, share = self._halves(output, x_t)
+            variance = self._variance(share, times)
+        if output.shape != x_t.shape:
+            raise InputError(
+                f"the network turned {tuple(x_t.shape)} into {tuple(output.shape)}; if it has "
+                "twice the channels, it learned its variance: learned_variance=True"
+            )
+        return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), variance)
+
+    def _edm(self, x_t: Tensor, times: Tensor) -> Tensor:
+        alpha, sigma = self.schedule(times)
+        ratio, data = sigma / alpha, self.sigma_data
+        total = ratio**2 + data**2
+
+        def factor(value: Tensor) -> float | Tensor:
+            return expand(value.to(x_t.dtype), x_t)
+
+        x = x_t / factor(alpha)
+        time = torch.log(ratio) / 4 if self.time is None else self.time(times)
+        output = self._run(x * factor(1 / total.sqrt()), time)
+        return factor(data**2 / total) * x + factor(ratio * data / total.sqrt()) * output
+
+    def _time(self, times: Tensor) -> Tensor:
+        if self.time is not None:
+            return self.time(times)
+        return self.schedule.index(times) if isinstance(self.schedule, Discrete) else times
+
+    def _run(self, x: Tensor, time: Tensor) -> Tensor:
+        """The module's output in the dtype of x."""
+        inner = self._weight_dtype or x.dtype
+        cast = (
+            contextlib.nullcontext()
+            if self.compute_dtype is None
+            else torch.autocast(x.device.type, self.compute_dtype)
+        )
+        with cast:
+            output = self.module(x.to(inner), time.to(inner))
+        if not isinstance(output, Tensor):
+            raise InputTypeError(
+                f"the network must return a tensor, not {type(output).__name__}: wrap it"
+            )
+        return output.to(x.dtype)
+
+    def _halves(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        if output.shape[1] != 2 * x.shape[1]:
+            raise InputError(
+                f"learned_variance=True needs {2 * x.shape[1]} output channels, the network has "
+                f"{output.shape[1]}"
+            )
+        return output[:, : x.shape[1]], output[:, x.shape[1] :]
+
+    def _variance(self, share: Tensor, times: Tensor) -> Tensor:
+        """exp((1 + u) / 2 log beta + (1 - u) / 2 log beta~), (B, *event)."""
+        assert isinstance(self.schedule, Discrete)
+        place = self.schedule.index(times).round().long()
+        table = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float64)
+        previous = torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
+        beta = 1 - table / previous
+        # beta~ is 0 at the first index: the second's is used there, as in the reference
+        small = beta * (1 - previous) / (1 - table)
+        small[0] = small[1]
+        high, low = (
+            expand(v.log().to(share.device)[place].to(share.dtype), share) for v in (beta, small)
+        )
+        return torch.exp((1 + share) / 2 * high + (1 - share) / 2 * low)
+
+    def state(self) -> object:
+        """What defines the prior: the weights and how they are read."""
+        return {
+            "module": type(self.module).__name__,
+            "weights": dict(self.module.state_dict()),
+            "parametrisation": self.parametrisation,
+            "schedule": repr(self.schedule),
+            "table": getattr(self.schedule, "alphas_cumprod", None),
+            "range": self.range,
+            "rows": self.rows,
+            "time": getattr(self.time, "__qualname__", None),
+            "learned_variance": self.learned_variance,
+            "sigma_data": self.sigma_data,
+            "compute_dtype": str(self.compute_dtype),
+        }
+
+    def __repr__(self) -> str:
+        return (
+            f"NetworkPrior({type(self.module).__name__}, {self.parametrisation!r}, {self.schedule})"
+        )

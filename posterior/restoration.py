@@ -1,0 +1,673 @@
+"""The front door for images: a file or an array in, several restorations and their spread out.
+
+`prepare` reads and checks everything and says what a run will cost; `Plan.run` does it; `restore`
+is both in one call.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posterior import metrics as scores
+from posterior.baselines import baseline_for
+from posterior.errors import CapabilityError, FileProblem, InputError, InputTypeError
+from posterior.guidance.base import Guidance
+from posterior.guidance.registry import resolve
+from posterior.images import ImageInfo, as_images, write_image
+from posterior.noise_estimation import estimate_noise
+from posterior.operators import ChannelMean, Compose, GaussianNoise, Mask, Operator, as_noise_model
+from posterior.operators.noise import NoiseModel
+from posterior.priors.base import Prior
+from posterior.problem import Problem
+from posterior.sampler import Callback, sample
+from posterior.samples import Samples, write_atomically
+
+SIMULATED_NOISE = 0.04
+"""Gaussian std in [-1, 1] (0.02 of full scale) that `simulate=True` adds when none is named."""
+
+
+@dataclass(frozen=True)
+class Restoration(Samples):
+    """`Samples` of a restored image, with what they were made from and how they score.
+
+    `draws` is (n, B, C, H, W) in [-1, 1], grey for a grey image.
+
+    Attributes:
+        degraded: the measurement as an image (B, C, h, w) in [-1, 1]; None where y is not one and
+            cannot be shown as one.
+        original: the clean image (B, C, H, W) that was degraded, with simulate=True.
+        baseline: the classical restoration of the same measurement, with simulate=True.
+        metrics: with simulate=True: `mean`, `degraded` and `baseline`, each with `psnr` (dB) and
+            `ssim`, and `draws`; numbers, or one per image for a batch.
+        info: what kind of file the image was.
+        title: operator and noise in a few words.
+    """
+
+    degraded: Tensor | None = None
+    original: Tensor | None = None
+    baseline: Tensor | None = None
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    info: ImageInfo = field(default_factory=ImageInfo)
+    title: str = ""
+
+    def _report_lines(self) -> list[str]:
+        return [*super()._report_lines(), *_metric_lines(self.metrics)]
+
+    def summary(self) -> dict[str, Any]:
+        """The report as JSON values: that of `Samples`, `metrics` and `image`."""
+        image = {
+            "name": self.info.name,
+            "bits": self.info.bits,
+            "mode": self.info.mode,
+            "alpha": self.info.alpha is not None,
+            "exif_orientation": self.info.orientation,
+        }
+        return {**super().summary(), "metrics": dict(self.metrics), "image": image}
+
+    def sheet(self, path: str | os.PathLike[str], measurement: int = 0) -> Path:
+        """Write the contact sheet of one measurement: a PNG for a slide."""
+        from posterior.sheet import write_sheet
+
+        return write_sheet(self, Path(path), measurement)
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write images, contact sheet, samples.safetensors and report.json, all or nothing.
+
+        The images are degraded.png, mean.png, std.png (with n >= 2) and draw-0.png ..., with the
+        bits and alpha of the input; a batch gets one folder per image. White in std.png is the
+        value `std_white` of report.json, as a part of full scale.
+
+        Args:
+            folder: made if missing.
+            overwrite: replace a folder that holds nothing but an earlier result.
+
+        Raises:
+            FileProblem: the folder is not empty, or cannot be written.
+        """
+        out = Path(folder)
+        check_free(out, overwrite)
+        with replacing_folder(out) as new:
+            super().save(new)
+            count = self.draws.shape[1]
+            whites = []
+            for b in range(count):
+                into = new if count == 1 else new / str(b)
+                into.mkdir(exist_ok=True)
+                whites.append(self._write_images(into, b))
+                self.sheet(into / "sheet.png", b)
+            self._write_report(new / "report.json", whites)
+        return out
+
+    def _write_report(self, path: Path, whites: Sequence[float | None]) -> None:
+        import json
+
+        summary = self.summary()
+        summary["image"]["std_white"] = whites[0] if len(whites) == 1 else list(whites)
+        write_atomically(path, (json.dumps(_finite(summary), indent=2) + "\n").encode())
+
+    def _write_images(self, folder: Path, b: int) -> float | None:
+        bits, height, width = self.info.bits, *self.draws.shape[-2:]
+
+        def write(name: str, image: Tensor) -> None:
+            alpha = _alpha_of_size(self.info.alpha, image.shape[-2], image.shape[-1])
+            icc = self.info.icc if image.shape[0] == 3 or self.info.mode == "L" else None
+            write_image(folder / f"{name}.png", image, bits=bits, alpha=alpha, icc=icc)
+
+        if self.degraded is not None:
+            write("degraded", self.degraded[b])
+        write("mean", self.mean[b])
+        for k in range(self.draws.shape[0]):
+            write(f"draw-{k}", self.draws[k, b])
+        if self.draws.shape[0] < 2:
+            return None
+        spread = full_scale_std(self.std[b])
+        white = float(spread.max())
+        shown = (spread / max(white, 1e-12)) * 2 - 1
+        write_image(folder / "std.png", shown.reshape(1, height, width), bits=bits)
+        return white
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A restoration that was read and checked, ready to run.
+
+    Attributes:
+        prior, operator, y, noise: the problem; `operator` maps what the prior makes to y.
+        image_operator: the same for images with the channels of the input.
+        method: resolved; `why` it was chosen.
+        steps: noise levels to visit.
+        n, seed: draws per measurement, and their seed.
+        clean: the original (B, C, H, W), or None.
+        notes: what the report should say.
+    """
+
+    prior: Prior
+    operator: Operator
+    image_operator: Operator
+    y: Tensor
+    noise: NoiseModel
+    method: Guidance
+    why: str
+    steps: int
+    n: int
+    seed: int | Sequence[int]
+    event: tuple[int, ...]
+    info: ImageInfo
+    clean: Tensor | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def groups(self) -> int:
+        """Draws or ensembles over all measurements."""
+        return -(-self.n // self.method.yields) * self.y.shape[0]
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of the whole run."""
+        return self.groups * self.method.nfe(self.steps) * self.prior.evaluations
+
+    @property
+    def vjps(self) -> int:
+        """Backward passes through the network of the whole run."""
+        return self.groups * self.method.vjps(self.steps) * self.prior.evaluations
+
+    def seconds(self) -> float:
+        """How long the run will take, from timing one network call (and one backward pass)."""
+        level = self.method.grid(self.prior.schedule, self.steps)[self.steps // 2]
+        x = torch.zeros(1, *self.event, device=self.prior.device)
+        per_call = 1 / self.prior.evaluations
+        forward = _timed(lambda: self.prior(x, level.t)) * per_call
+        if not self.vjps:
+            return forward * self.nfe
+
+        def both() -> None:
+            estimate, pull = self.prior.vjp(x, level.t)
+            pull(estimate.x0)
+
+        with_gradient = _timed(both) * per_call
+        return with_gradient * self.vjps + forward * max(self.nfe - self.vjps, 0)
+
+    def run(
+        self,
+        *,
+        max_batch: int | None = None,
+        callback: Callback | None = None,
+        progress: bool | None = None,
+        checkpoint: str | os.PathLike[str] | None = None,
+        resume: str | os.PathLike[str] | None = None,
+    ) -> Restoration:
+        """Sample, and score where the original is known."""
+        samples = sample(
+            self.prior,
+            self.operator,
+            self.y,
+            noise=self.noise,
+            method=self.method,
+            steps=self.steps,
+            n=self.n,
+            seed=self.seed,
+            shape=self.event,
+            max_batch=max_batch,
+            callback=callback,
+            progress=progress,
+            checkpoint=checkpoint,
+            resume=resume,
+        )
+        draws = samples.draws.cpu()
+        if self.grey:
+            draws = draws.mean(2, keepdim=True)
+        notes = [*samples.provenance.get("notes", []), *self.notes]
+        out = Restoration(
+            draws,
+            samples.diagnostics,
+            {**samples.provenance, "why": self.why, "notes": notes},
+            samples.latents,
+            degraded=self._shown(),
+            original=None if self.clean is None else self.clean.cpu(),
+            info=self.info,
+            title=f"{self.image_operator!r}, noise {full_scale(self.noise)}",
+        )
+        return out if self.clean is None else self._scored(out)
+
+    @property
+    def grey(self) -> bool:
+        """The image is grey, the prior makes RGB."""
+        return self.operator is not self.image_operator
+
+    def _shown(self) -> Tensor | None:
+        """y as an image; for other measurements the pseudo-inverse or the adjoint."""
+        y = self.y
+        if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
+            return y.cpu()
+        if self.image_operator.has_pinv:
+            return self.image_operator.pinv(y).cpu()
+        return self.image_operator.adjoint(y).cpu() if self.image_operator.linear else None
+
+    def _scored(self, out: Restoration) -> Restoration:
+        clean = self.clean
+        assert clean is not None
+        clean = clean.cpu()
+        found: dict[str, Any] = {"mean": _scores(out.mean, clean)}
+        residual = self.noise.misfit(
+            self.y.cpu(), self.image_operator(out.mean), self.image_operator
+        )
+        found["mean"]["residual"] = _plain(residual)
+        if out.degraded is not None:
+            found["degraded"] = _scores(_enlarged(out.degraded, clean), clean)
+        each = torch.stack([scores.psnr(draw, clean) for draw in out.draws])
+        found["draws"] = {"psnr": [_plain(row) for row in each]}
+        baseline, shown = baseline_for(self.image_operator), None
+        if baseline is None:
+            found["baseline"] = {"name": None}
+        else:
+            shown = baseline.restore(self.y.cpu(), self._noise_std())
+            found["baseline"] = {"name": baseline.name, **_scores(shown, clean)}
+        return replace(out, baseline=shown, metrics=found)
+
+    def _noise_std(self) -> float:
+        """Root mean square noise, for methods that know one number."""
+        y = self.y.cpu()
+        variance = torch.as_tensor(self.noise.variance(y))
+        return math.sqrt(float(variance.double().mean()))
+
+
+def restore(
+    image: object,
+    operator: Operator | str | Sequence[Operator | str],
+    noise: NoiseModel | float | None = None,
+    prior: Prior | str | os.PathLike[str] = "photo",
+    method: Guidance | str = "auto",
+    n: int = 4,
+    seed: int | Sequence[int] = 0,
+    simulate: bool = False,
+    *,
+    steps: int | None = None,
+    crop: str | int | None = None,
+    max_batch: int | None = None,
+    callback: Callback | None = None,
+    progress: bool | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: str | os.PathLike[str] | None = None,
+) -> Restoration:
+    """Restore an image: n draws from the posterior of what was there before it was degraded.
+
+    Args:
+        image: a path (PNG, JPEG, TIFF, WebP, .npy), a numpy array (H, W) or (H, W, C) (uint8,
+            uint16, or float in [-1, 1]), or a tensor (C, H, W) or (B, C, H, W) in [-1, 1]. It is
+            the degraded image, unless `simulate`.
+        operator: how it was degraded: an operator, a text such as "gaussian-blur:sigma=2.0", or a
+            list of them, first applied first. What a mask hides is ignored, whatever colour it has.
+        noise: its standard deviation in the library's units, where black is -1 and white is 1 (so
+            0.04 is 0.02 of full scale), or a noise model. None estimates it from the image and
+            says so; with `simulate` None means 0.04.
+        prior: "photo", anything that `posterior.load_prior` takes, or a prior. A grey image under
+            a prior for RGB is taken as the mean of the channels.
+        method: a guidance object, its name, or "auto".
+        n: draws.
+        seed: any integer.
+        simulate: degrade the image first (operator and noise), then restore and score.
+        steps: noise levels to visit; default: the method's.
+        crop: restore only a part, "256", "256x192" (centred) or "256x192+10+20" (left, top).
+        max_batch, callback, progress, checkpoint, resume: see `posterior.sample`.
+
+    Returns:
+        A `Restoration`: `Samples` with `.degraded`, `.metrics`, `.sheet(path)` and a `.save(dir)`
+        that writes images.
+
+    Raises:
+        PosteriorError: the subclass says which argument is at fault; nothing was run or written.
+    """
+    plan = prepare(image, operator, noise, prior, method, n, seed, simulate, steps=steps, crop=crop)
+    return plan.run(
+        max_batch=max_batch,
+        callback=callback,
+        progress=progress,
+        checkpoint=checkpoint,
+        resume=resume,
+    )
+
+
+def prepare(
+    image: object,
+    operator: Operator | str | Sequence[Operator | str],
+    noise: NoiseModel | float | None = None,
+    prior: Prior | str | os.PathLike[str] = "photo",
+    method: Guidance | str = "auto",
+    n: int = 4,
+    seed: int | Sequence[int] = 0,
+    simulate: bool = False,
+    *,
+    steps: int | None = None,
+    crop: str | int | None = None,
+) -> Plan:
+    """Everything of `restore` up to the first network call; see there."""
+    n = _count("n", n)
+    steps = None if steps is None else _count("steps", steps)
+    applied = as_operator(operator)
+    noise_model = None if noise is None else as_noise_model(noise)
+    pixels, info = as_images(image)
+    if crop is not None:
+        size = (pixels.shape[-2], pixels.shape[-1])
+        pixels, info, applied = _cropped(pixels, info, applied, parse_crop(crop, size))
+    prior = as_prior(prior)
+    pixels = pixels.to(prior.device)
+    notes: list[str] = []
+
+    clean = None
+    if simulate:
+        clean = pixels
+        if noise_model is None:
+            noise_model = GaussianNoise(SIMULATED_NOISE)
+            notes.append(f"no noise was named: added {full_scale(noise_model)}")
+        y = noise_model.sample(applied(clean), seed)
+    else:
+        y = pixels
+    y = applied.restrict(y)
+    event = tuple(clean.shape[1:]) if clean is not None else _event(applied, y)
+    applied = applied.bind(event)
+    total, event = _for_prior(prior, applied, event)
+
+    if noise_model is None:
+        rounding = 2 / (2**info.bits - 1) / math.sqrt(12)
+        estimate = estimate_noise(y, applied, smallest=rounding)
+        noise_model = GaussianNoise(estimate.std)
+        notes.append(f"noise std {full_scale(noise_model)}: {estimate.how}")
+    if total is not applied:
+        notes.append("grey image: the mean of the channels of RGB draws")
+    noise_model.check(y)
+
+    chosen, why = resolve(method, Problem(prior, total, y, noise_model))
+    return Plan(
+        prior=prior,
+        operator=total,
+        image_operator=applied,
+        y=y,
+        noise=noise_model,
+        method=chosen,
+        why=why,
+        steps=chosen.default_steps if steps is None else steps,
+        n=n,
+        seed=seed,
+        event=event,
+        info=info,
+        clean=clean,
+        notes=tuple(notes),
+    )
+
+
+def as_operator(operator: Operator | str | Sequence[Operator | str]) -> Operator:
+    """An operator, its description, or a list of either (first applied first) as one operator."""
+    from posterior.operators import parse
+
+    if isinstance(operator, Operator):
+        return operator
+    if isinstance(operator, str):
+        return parse(operator)
+    if isinstance(operator, Sequence) and operator:
+        total = as_operator(operator[0])
+        for following in operator[1:]:
+            total = as_operator(following) @ total
+        return total
+    raise InputTypeError(
+        'operator must be an operator, a text such as "gaussian-blur:sigma=2", or a list of them, '
+        f"not {operator!r}"
+    )
+
+
+def as_prior(prior: object) -> Prior:
+    """A prior, or the one of that name."""
+    if isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, (str, os.PathLike)):
+        import posterior
+
+        return posterior.load_prior(prior)
+    raise InputTypeError(
+        f'prior must be a name such as "photo" or a prior object, not {type(prior).__name__}'
+    )
+
+
+# Units -------------------------------------------------------------------------------------------
+
+
+def full_scale(noise: NoiseModel) -> str:
+    """The noise in both units: "0.04 in [-1, 1] = 0.02 of full scale"."""
+    std = getattr(noise, "std", None)
+    if not isinstance(std, (int, float)):
+        return repr(noise)
+    return f"{std:.3g} in [-1, 1] = {std / 2:.3g} of full scale"
+
+
+def full_scale_std(std: Tensor) -> Tensor:
+    """A standard deviation (C, H, W) in [-1, 1] units as one map (H, W), a part of full scale.
+
+    The root mean square over the channels.
+    """
+    return (std.double() / 2).square().mean(0).sqrt()
+
+
+# Shapes ------------------------------------------------------------------------------------------
+
+
+def parse_crop(crop: object, size: tuple[int, int]) -> tuple[int, int, int, int]:
+    """(top, left, height, width) of "N", "WxH" or "WxH+X+Y" in an image of `size` = (H, W).
+
+    Raises:
+        InputError: it does not say a crop, or one that leaves the image.
+    """
+    match = re.fullmatch(r"(\d+)(?:x(\d+))?(?:\+(\d+)\+(\d+))?", str(crop).strip())
+    if not match or isinstance(crop, bool):
+        raise InputError(
+            f"crop is N, WxH or WxH+X+Y in pixels, such as 256x192+10+20, not {crop!r}"
+        )
+    width = int(match[1])
+    height = int(match[2]) if match[2] else width
+    top = int(match[4]) if match[4] else (size[0] - height) // 2
+    left = int(match[3]) if match[3] else (size[1] - width) // 2
+    inside = 0 <= top and 0 <= left and top + height <= size[0] and left + width <= size[1]
+    if not inside or not width or not height:
+        raise InputError(f"crop {crop} does not lie inside the {size[1]}x{size[0]} image")
+    return top, left, height, width
+
+
+def _cropped(
+    pixels: Tensor, info: ImageInfo, operator: Operator, box: tuple[int, int, int, int]
+) -> tuple[Tensor, ImageInfo, Operator]:
+    top, left, height, width = box
+    size = pixels.shape[-2:]
+
+    def cut(x: Tensor) -> Tensor:
+        return x[..., top : top + height, left : left + width]
+
+    def cut_masks(part: Operator) -> Operator:
+        if isinstance(part, Compose):
+            return Compose(cut_masks(part.outer), cut_masks(part.inner))
+        keep = getattr(part, "keep", None)
+        if isinstance(part, Mask) and isinstance(keep, Tensor) and keep.shape[-2:] == size:
+            return Mask(keep=cut(keep))
+        return part
+
+    alpha = None if info.alpha is None else cut(info.alpha)
+    return cut(pixels), replace(info, alpha=alpha), cut_masks(operator)
+
+
+def _event(operator: Operator, y: Tensor) -> tuple[int, ...]:
+    """The shape of the image behind a degraded one."""
+    try:
+        event = tuple(operator.domain_shape(tuple(y.shape)))[1:]
+    except CapabilityError:
+        event = tuple(y.shape[1:])
+    expected = tuple(operator.range_shape((y.shape[0], *event)))
+    if expected != tuple(y.shape):
+        raise InputError(
+            f"{operator!r} does not give images of shape {tuple(y.shape[1:])}: if this image is not "
+            "degraded yet, simulate"
+        )
+    return event
+
+
+def _for_prior(
+    prior: Prior, operator: Operator, event: tuple[int, ...]
+) -> tuple[Operator, tuple[int, ...]]:
+    """The operator for what the prior makes, and the shape of that."""
+    if prior.codec is not None:
+        return operator, event
+    try:
+        prior.check_event(event)
+    except InputError:
+        colour = (3, *event[1:])
+        if event[0] == 1:
+            try:
+                prior.check_event(colour)
+            except InputError:
+                pass
+            else:
+                return operator @ ChannelMean(), colour
+        raise
+    return operator, event
+
+
+def _count(name: str, value: object) -> int:
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < 1:
+        raise InputError(f"{name} must be at least 1, got {value}")
+    return value
+
+
+# Scores ------------------------------------------------------------------------------------------
+
+
+def _scores(image: Tensor, clean: Tensor) -> dict[str, Any]:
+    found = {"psnr": _plain(scores.psnr(image, clean))}
+    if min(clean.shape[-2:]) >= scores.SSIM_SMALLEST:
+        found["ssim"] = _plain(scores.ssim(image, clean))
+    return found
+
+
+def _enlarged(image: Tensor, like: Tensor) -> Tensor:
+    """Nearest-neighbour to the size of `like`, for the score of a small or cut measurement."""
+    if image.shape == like.shape:
+        return image
+    image = image.expand(-1, like.shape[1], -1, -1)
+    return torch.nn.functional.interpolate(image, like.shape[-2:], mode="nearest-exact")
+
+
+def _plain(values: Tensor) -> float | list[float]:
+    numbers = [float(v) for v in values]
+    return numbers[0] if len(numbers) == 1 else numbers
+
+
+def _average(value: float | list[float]) -> float:
+    return statistics.fmean(value) if isinstance(value, list) else value
+
+
+def _metric_lines(found: Mapping[str, Any]) -> list[str]:
+    lines = []
+    for key, label in (("degraded", "degraded"), ("baseline", ""), ("mean", "posterior mean")):
+        part = found.get(key)
+        if not part:
+            continue
+        if part.get("psnr") is None:
+            lines.append("no classical baseline fits this operator")
+            continue
+        ssim = f", SSIM {_average(part['ssim']):.3f}" if "ssim" in part else ""
+        lines.append(f"{label or part['name']}: PSNR {_average(part['psnr']):.2f} dB{ssim}")
+    return lines
+
+
+def _finite(value: Any) -> Any:
+    """JSON has no infinity and no NaN: null instead."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _finite(v) for k, v in value.items()}
+    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+
+def _alpha_of_size(alpha: Tensor | None, height: int, width: int) -> Tensor | None:
+    if alpha is None or tuple(alpha.shape[-2:]) == (height, width):
+        return alpha
+    resized = torch.nn.functional.interpolate(
+        alpha[None], (height, width), mode="bilinear", antialias=True
+    )
+    return resized[0]
+
+
+def _timed(call: Any) -> float:
+    call()  # the first one warms up
+    start = time.perf_counter()
+    call()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+# Folders -----------------------------------------------------------------------------------------
+
+_OURS = re.compile(
+    r"(degraded|mean|std|sheet|draw-\d+)\.png|samples\.safetensors|report\.json|\d+", re.ASCII
+)
+
+
+def check_free(folder: Path, overwrite: bool = False) -> None:
+    """Raise `FileProblem` unless results may be written to `folder`; touches nothing."""
+    if folder.is_dir():
+        held = sorted(path.name for path in folder.iterdir())
+        foreign = [name for name in held if not _OURS.fullmatch(name)]
+        if held and not overwrite:
+            raise FileProblem(f"{folder} exists and is not empty: overwrite it or name another")
+        if foreign:
+            raise FileProblem(
+                f"{folder} holds files that are not an earlier result ({foreign[0]}): it is never "
+                "overwritten, name another folder"
+            )
+    elif folder.exists() or folder.is_symlink():
+        raise FileProblem(f"{folder} is a file: name a folder")
+    parent = next(path for path in folder.absolute().parents if path.exists())
+    if not parent.is_dir():
+        raise FileProblem(f"{folder} cannot be made: {parent} is a file")
+    if not os.access(parent, os.W_OK | os.X_OK):
+        raise FileProblem(f"{folder} cannot be made: {parent} is not writable")
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder that takes the place of `folder` if, and only if, the block succeeds."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    except OSError as problem:
+        raise FileProblem(f"cannot write {folder}: {problem.strerror}") from None
+    new, old = work / "new", work / "old"
+    try:
+        new.mkdir()
+        yield new
+        if folder.exists():
+            folder.rename(old)
+        try:
+            new.rename(folder)
+        except OSError:
+            if old.exists():
+                old.rename(folder)
+            raise
+    except OSError as problem:
+        if isinstance(problem, FileProblem):
+            raise
+        raise FileProblem(f"cannot write {folder}: {problem.strerror or problem}") from problem
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
