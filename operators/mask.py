@@ -89,7 +89,7 @@ class Mask(Masking):
     @staticmethod
     def random(*, keep_fraction: float, seed: int | Sequence[int] = 0) -> RandomMask:
         """Random pixels are observed, whatever the size of x; see `RandomMask`."""
-        return RandomMask(keep_fraction, seed if isinstance(seed, int) else tuple(seed))
+        return RandomMask(keep_fraction, tuple(seed) if isinstance(seed, Sequence) else seed)
 
     @staticmethod
     def box(*, size: int | tuple[int, int], at: tuple[int, int] | None = None) -> BoxMask:
@@ -135,7 +135,7 @@ class RandomMask(Masking):
         if fraction == 0:
             raise InputError("keep_fraction must be > 0: nothing would be observed")
         object.__setattr__(self, "keep_fraction", fraction)
-        if isinstance(self.seed, (tuple, list)):
+        if isinstance(self.seed, tuple):
             if not self.seed:
                 raise InputError("seed: give at least one")
             object.__setattr__(self, "seed", tuple(check_seed(s) for s in self.seed))

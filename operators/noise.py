@@ -141,7 +141,7 @@ class GaussianNoise(NoiseModel):
     def standardised(self, y: Tensor, y_clean: Tensor) -> Tensor:
         """(y - y_clean) / std; nan where std = 0."""
         _check_pair(y, y_clean)
-        std = torch.as_tensor(self.std_like(y))
+        std = torch.as_tensor(self.std_like(y), dtype=y.real.dtype, device=y.device)
         return (y - y_clean) / torch.where(std > 0, std, torch.nan)
 
     def check(self, y: Tensor) -> None:
@@ -188,13 +188,13 @@ class PoissonNoise(NoiseModel):
 
     def counts(self, y: Tensor) -> Tensor:
         """Counts of y: gain (y - low) / (1 - low); whole numbers where y is a measurement."""
-        if y.is_complex():
-            raise InputError("PoissonNoise needs a real y, not a complex one")
+        _check_real(y)
         return (y - self.low) * self.slope
 
     def sample(self, y_clean: Tensor, seed: int | Sequence[int]) -> Tensor:
         """Poisson counts by inversion of the distribution function, in the units of y."""
         _check_clean(y_clean)
+        _check_real(y_clean)
         rate = self.counts(y_clean.double()).clamp(min=0)
         uniform = _streams(y_clean, seed).uniform("measurement")
         counts = by_row(
@@ -225,6 +225,8 @@ class PoissonNoise(NoiseModel):
         than rounding) is impossible, -inf.
         """
         _check_pair(y, y_clean)
+        _check_real(y)
+        _check_real(y_clean)
         k, rate = self.counts(y.double()), self.counts(y_clean.double()).clamp(min=0)
         impossible = k < -1e-3
         k = k.clamp(min=0)
@@ -290,6 +292,11 @@ def _streams(y: Tensor, seed: int | Sequence[int]) -> Noise:
 def _check_clean(y_clean: Tensor) -> None:
     if not bool(torch.isfinite(y_clean).all()):
         raise InputError("the clean measurement has NaN or infinite values")
+
+
+def _check_real(y: Tensor) -> None:
+    if y.is_complex():
+        raise InputError("PoissonNoise needs a real y, not a complex one")
 
 
 def _check_pair(y: Tensor, y_clean: Tensor) -> None:

@@ -27,6 +27,27 @@ if TYPE_CHECKING:
 
 LONG = 600.0  # seconds after which a run wants --yes
 
+_ROOT_HELP = (
+    "Restore images with diffusion models: several answers, and how sure they are.\n\n"
+    "A blurred, holed, noisy or small photograph does not say exactly what was there before. "
+    "This program draws [bold]several[/bold] images that explain it, and maps where they agree."
+)
+_RESTORE_HELP = (
+    "Restore degraded images: several draws, their mean, and a map of the uncertainty.\n\n"
+    "Each image gets a folder with [bold]sheet.png[/bold] (look at this first), mean.png, std.png, "
+    "draw-0.png ..., degraded.png, samples.safetensors and report.json.\n\n"
+    """\b
+[dim]# a blurred photograph; the noise is estimated[/dim]
+[cyan]posterior restore photo.jpg --operator gaussian-blur:sigma=2[/cyan]
+[dim]# repaint what is white in strokes.png; 2 % noise[/dim]
+[cyan]posterior restore photo.png -a inpaint:edit=strokes.png --noise 0.02[/cyan]
+[dim]# is it any good? blur a clean image, tear a hole, restore, score[/dim]
+[cyan]posterior restore a.png --simulate -a gaussian-blur:sigma=2 -a inpaint:box=24[/cyan]
+[dim]# four times the size; many images, a result folder each[/dim]
+[cyan]posterior restore small/*.png -a super-resolution:factor=4 -o large[/cyan]
+"""
+)
+
 app = typer.Typer(
     name="posterior",
     rich_markup_mode="rich",
@@ -55,7 +76,7 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback()
+@app.callback(help=_ROOT_HELP)
 def _root(
     version: Annotated[
         bool,
@@ -67,16 +88,12 @@ def _root(
         bool, typer.Option("--debug", help="Show the traceback of an error.", hidden=True)
     ] = False,
 ) -> None:
-    """Restore images with diffusion models: several answers, and how sure they are.
-
-    A blurred, holed, noisy or small photograph does not say exactly what was there before. This
-    program draws [bold]several[/bold] images that explain it, and maps where they agree.
-    """
+    """Options of every command."""
     global _debug
     _debug = debug
 
 
-@app.command()
+@app.command(help=_RESTORE_HELP)
 def restore(
     images: Annotated[
         list[Path],
@@ -142,29 +159,7 @@ def restore(
     ] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
 ) -> None:
-    """Restore degraded images: several draws, their mean, and a map of the uncertainty.
-
-    [bold]Examples[/bold]
-
-    \b
-    A blurred photograph (sigma in pixels); the noise is estimated:
-      [cyan]posterior restore photo.jpg --operator gaussian-blur:sigma=2[/cyan]
-
-    \b
-    White strokes mark what to repaint; 2 % noise:
-      [cyan]posterior restore photo.png -a inpaint:edit=strokes.png --noise 0.02[/cyan]
-
-    \b
-    How well does it work? Degrade a clean image by blur, then holes, and score:
-      [cyan]posterior restore clean.png --simulate -a gaussian-blur:sigma=2 -a inpaint:box=24[/cyan]
-
-    \b
-    Four times the size, for a folder of images, one result folder each:
-      [cyan]posterior restore small/*.png -a super-resolution:factor=4 --out large/[/cyan]
-
-    Each image gets a folder with [bold]sheet.png[/bold] (look at this first), mean.png, std.png,
-    draw-0.png ..., degraded.png, samples.safetensors and report.json.
-    """
+    """Restore degraded images."""
     say = _silent if quiet else _say
     with _errors(code=2):
         jobs = _jobs(images, out, overwrite)
@@ -187,7 +182,7 @@ def restore(
             )  # fmt: skip
         except Exception as problem:
             failed += 1
-            _complain(f"{job.source}: {_sentence(problem, job.source)}")
+            _complain(_sentence(problem, job.source))
         else:
             plans.append((job, plan))
     if plans:
@@ -208,7 +203,7 @@ def restore(
             raise typer.Exit(130) from None
         except Exception as problem:
             failed += 1
-            _complain(f"{job.source}: {_sentence(problem, job.source)}")
+            _complain(_sentence(problem, job.source))
         else:
             _summarise(result, job.target, say)
     if failed:
@@ -222,11 +217,15 @@ def methods() -> None:
     """The sampling methods: what they need, what they cost, when to use them."""
     from posterior.guidance.registry import table
 
-    _table(
-        ["method", "when to use it", "needs", "network calls", "backward passes", "source"],
-        [(m.name, m.when, m.needs or "-", m.nfe, m.vjp, m.paper) for m in table()],
-        "Costs are per draw. --method auto takes the first that can use the operator.",
-    )
+    for m in table():
+        lines = [
+            ("needs", m.needs or "nothing"),
+            ("network calls", f"{m.nfe}, per draw"),
+            ("backward passes", f"{m.vjp}, per draw"),
+            ("source", m.paper),
+        ]
+        _card(m.name, m.when, lines)
+    _say("--method auto takes the first of these that can use the operator.")
 
 
 @app.command()
@@ -234,12 +233,11 @@ def operators() -> None:
     """The ways an image can be degraded, for --operator."""
     from posterior.operators import table
 
-    _table(
-        ["operator", "parameters", "what it does"],
-        table(),
-        "Several --operator are applied in the order given. From Python any function will do: "
-        "posterior.operators.from_callable.",
-    )
+    for name, parameters, text in table():
+        summary, _, example = text.rpartition("; e.g. ")
+        _card(name, summary or text, [("parameters", parameters), ("example", example)])
+    _say("Several --operator are applied in the order given. From Python any function will do, by")
+    _say("posterior.operators.from_callable.")
 
 
 @app.command()
@@ -443,12 +441,27 @@ def _scores_table(result: Restoration) -> None:
 
 
 def _mean_std(result: Restoration) -> float:
-    from posterior.restoration import full_scale_std
+    from posterior.sheet import full_scale_std
 
     return float(full_scale_std(result.std[0]).mean())
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -> None:
+def _card(name: str, summary: str, lines: Sequence[tuple[str, str]]) -> None:
+    from rich.console import Console
+    from rich.padding import Padding
+    from rich.table import Table
+
+    console = Console(highlight=False, markup=False)
+    console.print(name, style="bold cyan")
+    console.print(Padding(summary, (0, 0, 0, 4)))
+    table = Table.grid(padding=(0, 2))
+    for key, value in lines:
+        if value and value != "-":
+            table.add_row(key, value)
+    console.print(Padding(table, (0, 0, 1, 4)), style="dim")
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -456,10 +469,7 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]], note: str = "") -
     table = Table(*head, box=box.SIMPLE_HEAD, pad_edge=False)
     for row in rows:
         table.add_row(*row)
-    console = Console(highlight=False, markup=False)
-    console.print(table)
-    if note:
-        console.print(note, style="dim")
+    Console(highlight=False, markup=False).print(table)
 
 
 def _duration(seconds: float) -> str:
@@ -485,15 +495,13 @@ def _complain(text: str) -> None:
 
 
 def _sentence(problem: BaseException, source: Path | None = None) -> str:
-    """One line; `source` at its start is dropped, because the caller names it."""
+    """One line that names the file at fault."""
     if _debug:
         raise problem
     text = " ".join(str(problem).split()) or type(problem).__name__
     if not isinstance(problem, PosteriorError):
         text = f"{type(problem).__name__}: {text}"
-    if source is not None:
-        text = text.removeprefix(f"{source}:").removeprefix(f"{source}").strip()
-    return text
+    return text if source is None or str(source) in text else f"{source}: {text}"
 
 
 @contextmanager

@@ -101,6 +101,8 @@ def _length(schedule: Schedule, steps: int) -> int:
 def _ends(schedule: Schedule) -> tuple[float, float]:
     low, high = schedule.ratio_range
     low = low if low > 0 else min(SMALL, high / 2)
+    if math.isinf(high) and isinstance(schedule, Discrete):  # nothing between the last two entries
+        return low, schedule.level((len(schedule) - 1) / len(schedule)).ratio
     return low, (high if math.isfinite(high) else max(LARGE, 2 * low))
 
 

@@ -309,8 +309,9 @@ def _read_encoded(path: Path) -> tuple[Tensor, ImageInfo]:
             raise FileProblem(f"{path} claims too many pixels to be a photograph") from None
         with image:
             _check_size(path, *image.size)
-            if getattr(image, "n_frames", 1) > 1 and image.format != "MPO":  # phones: a preview
-                raise FileProblem(f"{path} has {image.n_frames} frames: extract the one you mean")
+            frames = getattr(image, "n_frames", 1)
+            if frames > 1 and image.format != "MPO":  # phones: the second one is a preview
+                raise FileProblem(f"{path} has {frames} frames: extract the one you mean")
             if image.format == "PNG" and head[24] == 16:
                 array, mode = _decode_png16(path), f"{image.mode} (16 bit)"
             else:

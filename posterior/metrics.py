@@ -43,9 +43,8 @@ def ssim(image: Tensor, reference: Tensor) -> Tensor:
         )
     from torchmetrics.functional.image import structural_similarity_index_measure
 
-    score: Tensor = structural_similarity_index_measure(
-        image, reference, data_range=1.0, reduction="none"
-    )
+    score = structural_similarity_index_measure(image, reference, data_range=1.0, reduction="none")
+    assert isinstance(score, Tensor)
     return score.reshape(image.shape[0])
 
 

@@ -35,6 +35,7 @@ from posterior.priors.base import Prior
 from posterior.problem import Problem
 from posterior.sampler import Callback, sample
 from posterior.samples import Samples, write_atomically
+from posterior.sheet import full_scale_std, write_sheet
 
 SIMULATED_NOISE = 0.04
 """Gaussian std in [-1, 1] (0.02 of full scale) that `simulate=True` adds when none is named."""
@@ -78,18 +79,21 @@ class Restoration(Samples):
         }
         return {**super().summary(), "metrics": dict(self.metrics), "image": image}
 
+    @property
+    def has_spread(self) -> bool:
+        """There are two good draws of every measurement, so `std` is defined."""
+        return bool((self.good.sum(0) >= 2).all())
+
     def sheet(self, path: str | os.PathLike[str], measurement: int = 0) -> Path:
         """Write the contact sheet of one measurement: a PNG for a slide."""
-        from posterior.sheet import write_sheet
-
         return write_sheet(self, Path(path), measurement)
 
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write images, contact sheet, samples.safetensors and report.json, all or nothing.
 
-        The images are degraded.png, mean.png, std.png (with n >= 2) and draw-0.png ..., with the
-        bits and alpha of the input; a batch gets one folder per image. White in std.png is the
-        value `std_white` of report.json, as a part of full scale.
+        The images are degraded.png, mean.png, std.png (with two draws or more) and draw-0.png
+        ..., with the bits and alpha of the input; a batch gets one folder per image. White in
+        std.png is the value `std_white` of report.json, as a part of full scale.
 
         Args:
             folder: made if missing.
@@ -132,7 +136,7 @@ class Restoration(Samples):
         write("mean", self.mean[b])
         for k in range(self.draws.shape[0]):
             write(f"draw-{k}", self.draws[k, b])
-        if self.draws.shape[0] < 2:
+        if not self.has_spread:
             return None
         spread = full_scale_std(self.std[b])
         white = float(spread.max())
@@ -452,14 +456,6 @@ def full_scale(noise: NoiseModel) -> str:
     return f"{std:.3g} in [-1, 1] = {std / 2:.3g} of full scale"
 
 
-def full_scale_std(std: Tensor) -> Tensor:
-    """A standard deviation (C, H, W) in [-1, 1] units as one map (H, W), a part of full scale.
-
-    The root mean square over the channels.
-    """
-    return (std.double() / 2).square().mean(0).sqrt()
-
-
 # Shapes ------------------------------------------------------------------------------------------
 
 
@@ -478,8 +474,8 @@ def parse_crop(crop: object, size: tuple[int, int]) -> tuple[int, int, int, int]
     height = int(match[2]) if match[2] else width
     top = int(match[4]) if match[4] else (size[0] - height) // 2
     left = int(match[3]) if match[3] else (size[1] - width) // 2
-    inside = 0 <= top and 0 <= left and top + height <= size[0] and left + width <= size[1]
-    if not inside or not width or not height:
+    outside = top < 0 or left < 0 or top + height > size[0] or left + width > size[1]
+    if outside or not width or not height:
         raise InputError(f"crop {crop} does not lie inside the {size[1]}x{size[0]} image")
     return top, left, height, width
 
@@ -514,8 +510,8 @@ def _event(operator: Operator, y: Tensor) -> tuple[int, ...]:
     expected = tuple(operator.range_shape((y.shape[0], *event)))
     if expected != tuple(y.shape):
         raise InputError(
-            f"{operator!r} does not give images of shape {tuple(y.shape[1:])}: if this image is not "
-            "degraded yet, simulate"
+            f"{operator!r} does not give images of shape {tuple(y.shape[1:])}: is this image "
+            "still to be degraded? then simulate"
         )
     return event
 

@@ -67,7 +67,7 @@ def matmul(x: Tensor, matrix: Tensor) -> Tensor:
     if matrix.requires_grad:
         raise CapabilityError("rows.matmul differentiates in the rows only, not in the matrix")
     if x.requires_grad and torch.is_grad_enabled():
-        return _Product.apply(x, matrix)  # type: ignore[no-any-return, no-untyped-call]  # torch
+        return _Product.apply(x, matrix)  # type: ignore[no-untyped-call]  # torch's
     return _product(x, matrix)
 
 

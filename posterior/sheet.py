@@ -45,6 +45,14 @@ class _Tile:
         return float(self.picture.shape[1] / self.picture.shape[0])
 
 
+def full_scale_std(std: Tensor) -> Tensor:
+    """A standard deviation (C, H, W) in [-1, 1] units as one map (H, W), a part of full scale.
+
+    The root mean square over the channels.
+    """
+    return (std.double() / 2).square().mean(0).sqrt()
+
+
 def write_sheet(result: Restoration, path: Path, measurement: int = 0) -> Path:
     """Write the sheet of one measurement of a restoration as a PNG of 2400 pixels width."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -117,9 +125,10 @@ def _rows(result: Restoration, b: int) -> list[list[_Tile]]:
     if n == 1:
         return [[*first, _Tile(_picture(result.draws[0, b]), "One draw", score("mean"))]]
     first.append(_Tile(_picture(result.mean[b]), f"Mean of {n} draws", score("mean")))
-    spread = (result.std[b].double() / 2).square().mean(0).sqrt()
-    note = f"per pixel, of full scale; on average {float(spread.mean()):.3f}"
-    first.append(_Tile(spread.numpy(), "Standard deviation", note, bar=True))
+    if result.has_spread:
+        spread = full_scale_std(result.std[b])
+        note = f"per pixel, of full scale; on average {float(spread.mean()):.3f}"
+        first.append(_Tile(spread.numpy(), "Standard deviation", note, bar=True))
     draws = [
         _Tile(_picture(result.draws[k, b]), f"Draw {k}", _draw_note(result, k, b))
         for k in range(min(n, _MOST_DRAWS))

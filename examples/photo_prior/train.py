@@ -119,7 +119,7 @@ class Sphere:
             {"params": [p], "scale": length / math.sqrt(p[0].numel())}
             for p, length in zip(self.kernels, self.lengths, strict=True)
         ]
-        groups.append({"params": [p for p in net.parameters() if p.ndim == 0], "scale": 1.0})
+        groups.append({"params": [p for p in net.parameters() if p.ndim == 0], "scale": 0.1})
         self.adam = torch.optim.Adam(groups, lr=0.0, betas=(0.9, 0.99), fused=True)
 
     @torch.no_grad()
@@ -215,6 +215,7 @@ def main() -> None:
         optimiser.adam.load_state_dict(state["adam"])
         average, uncertainty = state["average"], state["uncertainty"]
         step, spent, rng = state["step"], state["spent"], state["rng"]
+    first = step
     print(f"{sum(p.numel() for p in net.parameters())} parameters, {config}", flush=True)
 
     span = math.log(config.sigma_max / config.sigma_min)
@@ -233,20 +234,22 @@ def main() -> None:
         target = (s * x - data**2 * noise) / (data * (s**2 + data**2).sqrt())
         losses = (network(net, x + s * noise, sigma) - target).square().mean((1, 2, 3))
         where = ((sigma / config.sigma_min).log() / span * 16).long().clamp(0, 15)
-        (losses / uncertainty[where]).mean().backward()
-        uncertainty.index_copy_(0, where, uncertainty[where].lerp(losses.detach(), 0.02)).clamp_(
+        loss = (losses / uncertainty[where]).mean()
+        if loss.item() < 4:  # about 1 as a rule; a batch far off would undo many others
+            loss.backward()
+        uncertainty.index_copy_(0, where, uncertainty[where].lerp(losses.detach().clamp(max=2), 0.02)).clamp_(
             min=1e-3
         )
 
         spent = time.monotonic() - begin
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, spent / total)))
-        rate = args.rate * min(1.0, (step + 1) / 200) * cosine
+        rate = args.rate * min(1.0, (step - first + 1) / 200) * cosine
         optimiser.step(rate)
         step += 1
         with torch.no_grad():
-            keep = min(0.999, 1 - 4 / (step + 4))  # spans the last quarter, at most 1000 steps
+            keep = min(0.998, 1 - 4 / (step + 4))  # spans the last quarter, at most 500 steps
             torch._foreach_lerp_(average, list(net.parameters()), 1 - keep)
-        running += (losses.detach() / uncertainty[where]).mean().item()
+        running += loss.item()
         if step % 200 == 0:
             print(
                 f"step {step} {spent / 60:.1f} min rate {rate:.5f} loss {running / 200:.3f} levels "

@@ -2,9 +2,10 @@
 
 from posterior.estimates import Denoised
 from posterior.priors.base import Prior
+from posterior.priors.bundled import PhotoPrior
 from posterior.priors.check import check
 from posterior.priors.gaussian import Gaussian
 from posterior.priors.mixture import GaussianMixture
 from posterior.priors.network import NetworkPrior
 
-__all__ = ["Denoised", "Gaussian", "GaussianMixture", "NetworkPrior", "Prior", "check"]
+__all__ = ["Denoised", "Gaussian", "GaussianMixture", "NetworkPrior", "PhotoPrior", "Prior", "check"]

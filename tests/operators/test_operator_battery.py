@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
-from operator_battery import ALL, BLACK, LINEAR, NONLINEAR, Case, normal
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from operator_battery import ALL, BLACK, LINEAR, NONLINEAR, Case, normal
 from torch import Tensor
 
 from posterior import operators, rows
 from posterior.errors import CapabilityError
 
-settings.register_profile("operators", derandomize=True, deadline=None, database=None)
-settings.load_profile("operators")
-
 REAL = [torch.float32, torch.float64]
 SIZES = st.tuples(st.integers(0, 8), st.integers(0, 8))
+
+
+def few(examples: int) -> settings:
+    return settings(max_examples=examples, derandomize=True, deadline=None, database=None)
 
 
 def cases(which: list[Case]):
@@ -36,7 +39,7 @@ def bits(x: Tensor) -> Tensor:
 
 
 @cases(LINEAR)
-@settings(max_examples=6)
+@few(6)
 @given(size=SIZES)
 def test_adjoint_is_the_transpose(case: Case, size: tuple[int, int]) -> None:
     shape = size_of(case, size)
@@ -53,7 +56,7 @@ def test_adjoint_is_the_transpose(case: Case, size: tuple[int, int]) -> None:
 
 
 @cases(LINEAR)
-@settings(max_examples=3)
+@few(3)
 @given(size=SIZES)
 def test_linear(case: Case, size: tuple[int, int]) -> None:
     shape = size_of(case, size)
@@ -64,7 +67,7 @@ def test_linear(case: Case, size: tuple[int, int]) -> None:
 
 
 @cases(LINEAR)
-@settings(max_examples=3)
+@few(3)
 @given(size=SIZES)
 def test_pseudo_inverse(case: Case, size: tuple[int, int]) -> None:
     shape = size_of(case, size)
@@ -88,7 +91,7 @@ def test_pseudo_inverse(case: Case, size: tuple[int, int]) -> None:
 
 
 @cases(ALL)
-@settings(max_examples=2)
+@few(2)
 @given(size=SIZES)
 def test_rows_alone_equal_rows_in_a_batch(case: Case, size: tuple[int, int]) -> None:
     shape = size_of(case, size)
@@ -184,7 +187,7 @@ def test_taylor_remainder_is_of_second_order(case: Case) -> None:
     slope = rows.dot(d, pull(v))
     steps = [0.04, 0.02, 0.01]
     rest = [float((rows.dot(op(x + h * d) - y, v) - h * slope).abs()) for h in steps]
-    orders = [torch.tensor(a / b).log2().item() for a, b in zip(rest, rest[1:], strict=False)]
+    orders = [torch.tensor(a / b).log2().item() for a, b in pairwise(rest)]
     assert all(1.8 < order < 2.2 for order in orders)
 
 

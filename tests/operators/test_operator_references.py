@@ -1,8 +1,9 @@
-"""Operators against independent implementations (scipy, Pillow, numpy) and written-down responses."""
+"""Operators beside independent code (scipy, Pillow, numpy), and written-down responses."""
 
 from __future__ import annotations
 
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from torch import Tensor
 
 from posterior import operators
 from posterior.errors import CapabilityError
+from posterior.fingerprints import fingerprint
 from posterior.operators import (
     Blur,
     ChannelMean,
@@ -233,6 +235,21 @@ def test_mask_files(mode: str, tmp_path) -> None:
     keep = torch.from_numpy(white > 0)
     assert torch.equal(Mask(keep=str(path)).pattern(6, 8)[0, 0], keep)
     assert torch.equal(Mask(edit=path).pattern(6, 8)[0, 0], ~keep)
+
+
+def test_fingerprints_see_parameters_and_no_caches() -> None:
+    op = Blur(normal((3, 3), "k"))
+    before = fingerprint(op)
+    op(normal((1, 1, 8, 8)))
+    assert fingerprint(op) == before
+    assert fingerprint(Blur(normal((3, 3), "k"))) == before
+    assert fingerprint(Blur(normal((3, 3), "other"))) != before
+    assert fingerprint(Mask.random(keep_fraction=0.5)) != fingerprint(
+        Mask.random(keep_fraction=0.5, seed=1)
+    )
+    again = pickle.loads(pickle.dumps(op))
+    assert fingerprint(again) == before
+    assert torch.equal(again(normal((1, 1, 8, 8))), op(normal((1, 1, 8, 8))))
 
 
 def test_complex_from_channels() -> None:

@@ -1,0 +1,225 @@
+"""NetworkPrior: an exact denoiser dressed up as every parametrisation; variance; casting."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from posterior.errors import InputError, InputTypeError
+from posterior.estimates import Estimate
+from posterior.priors import Gaussian, NetworkPrior
+from posterior.schedules import (
+    EDM,
+    VE,
+    Discrete,
+    RectifiedFlow,
+    Schedule,
+    VPCosine,
+    VPLinear,
+    VPScaledLinear,
+)
+
+SCHEDULES = [
+    VPLinear(), VPScaledLinear(), VPCosine(), VE(), EDM(), RectifiedFlow(), RectifiedFlow(3.0),
+    Discrete.linear(100), Discrete.scaled_linear(100), Discrete.cosine(100),
+]  # fmt: skip
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+class Dressed(nn.Module):
+    """The exact denoiser of a Gaussian, answering as a network of the given kind would."""
+
+    def __init__(self, exact: Gaussian, kind: str) -> None:
+        super().__init__()
+        self.exact, self.kind = exact, kind
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        schedule = self.exact.schedule
+        if self.kind == "edm":  # F, from D = c_skip x + c_out F(c_in x, ln(r) / 4)
+            r = (4 * time).exp()
+            alpha, _ = schedule(schedule.time_of_ratio(r))
+            total = (r**2 + 0.25).view(-1, 1)
+            clean = x * total.sqrt()
+            t = schedule.time_of_ratio(r)
+            x0 = self.exact.denoise(clean * alpha.view(-1, 1), t)
+            return (x0 - 0.25 / total * clean) / (r.view(-1, 1) * 0.5 / total.sqrt())
+        t = (time + 1) / len(schedule) if isinstance(schedule, Discrete) else time
+        x0 = self.exact.denoise(x, t)
+        return getattr(Estimate(x, t, schedule, x0), self.kind)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("kind", ["x0", "eps", "v", "velocity", "score", "edm"])
+@pytest.mark.parametrize("rows", [1, 3, None])
+def test_every_parametrisation_and_schedule(schedule: Schedule, kind: str, rows: int) -> None:
+    """To 1e-10 in x0, relative to |x_t| / alpha, which eps and score cancel."""
+    exact = Gaussian(0.3 * random(4), random(4).abs() + 0.1, schedule=schedule)
+    prior = NetworkPrior(Dressed(exact, kind), kind, schedule, rows=rows)
+    x = random(5, 4, seed=1)
+    for t in (0.2, 0.6, 0.9):
+        t = round(t * 100) / 100
+        alpha, sigma = schedule(t)
+        want, got = exact(x, t), prior(x, t)
+        scale = max(1.0, 1 / alpha, sigma / alpha)
+        assert torch.allclose(got.x0, want.x0, rtol=1e-10, atol=1e-10 * scale)
+        u = random(5, 4, seed=2)
+        a, b = exact.vjp(x, t)[1](u), prior.vjp(x, t)[1](u)
+        assert torch.allclose(a, b, rtol=1e-9, atol=1e-10 * scale)
+
+
+def test_edm_preconditioning_as_in_table_1() -> None:
+    """A zero network leaves D = c_skip x; a constant one adds c_out."""
+
+    class Constant(nn.Module):
+        seen: tuple[Tensor, Tensor]
+
+        def __init__(self, value: float) -> None:
+            super().__init__()
+            self.value = value
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            self.seen = x, time
+            return torch.full_like(x, self.value)
+
+    sigma, data = 1.3, 0.5
+    t = EDM().time_of_ratio(sigma)
+    x = random(1, 3)
+    net = Constant(0.0)
+    skip = NetworkPrior(net, "edm", EDM(), sigma_data=data)(x, t).x0
+    assert torch.allclose(skip, data**2 / (sigma**2 + data**2) * x)
+    assert torch.allclose(net.seen[0], x / (sigma**2 + data**2) ** 0.5)
+    assert float(net.seen[1]) == pytest.approx(torch.tensor(sigma).log().item() / 4)
+    full = NetworkPrior(Constant(1.0), "edm", EDM(), sigma_data=data)(x, t).x0
+    c_out = sigma * data / (sigma**2 + data**2) ** 0.5
+    assert torch.allclose(full - skip, torch.full_like(x, c_out))
+
+
+class TwoHeads(nn.Module):
+    """eps = 0 and u given."""
+
+    def __init__(self, u: float) -> None:
+        super().__init__()
+        self.u = u
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        return torch.cat([torch.zeros_like(x), torch.full_like(x, self.u)], 1)
+
+
+@pytest.mark.parametrize("i", [1, 7, 99])
+def test_learned_variance_interpolates_in_the_logarithm(i: int) -> None:
+    """Nichol & Dhariwal 2021, eq. 15: beta at u = 1, beta~ at u = -1, the geometric mean at 0."""
+    table = Discrete.linear(100)
+    betas = torch.linspace(1e-4, 0.02, 100, dtype=torch.float64)
+    abar = torch.cumprod(1 - betas, 0)
+    beta, small = betas[i], betas[i] * (1 - abar[i - 1]) / (1 - abar[i])
+    for u, expected in [(1.0, beta), (-1.0, small), (0.0, (beta * small).sqrt())]:
+        prior = NetworkPrior(TwoHeads(u), "eps", table, learned_variance=True)
+        estimate = prior(random(2, 3, 4, 4), (i + 1) / 100)
+        assert estimate.variance is not None
+        assert estimate.variance.shape == (2, 3, 4, 4)
+        assert torch.allclose(estimate.variance, expected.expand(2, 3, 4, 4), rtol=1e-9)
+
+
+def test_first_index_has_a_variance() -> None:
+    prior = NetworkPrior(TwoHeads(-1.0), "eps", Discrete.linear(100), learned_variance=True)
+    variance = prior(random(1, 3, 4, 4), 0.01).variance
+    assert variance is not None
+    assert bool((variance > 0).all())
+
+
+class Recorder(nn.Module):
+    def __init__(self, dtype: torch.dtype = torch.float32) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros((), dtype=dtype))
+        self.dropout = nn.Dropout(0.5)
+        self.times: list[float] = []
+        self.dtypes: list[torch.dtype] = []
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        self.times += time.tolist()
+        self.dtypes.append(x.dtype)
+        return self.dropout(x) + self.weight
+
+
+@pytest.mark.parametrize(
+    ("schedule", "kind", "t", "expected"),
+    [
+        (Discrete.linear(1000), "eps", 0.5, 499.0),
+        (Discrete.linear(1000), "eps", 0.001, 0.0),
+        (RectifiedFlow(), "velocity", 0.5, 0.5),
+        (VE(), "edm", VE().time_of_ratio(1.0), 0.0),
+    ],
+)
+def test_time_that_the_network_sees(
+    schedule: Schedule, kind: str, t: float, expected: float
+) -> None:
+    net = Recorder()
+    NetworkPrior(net, kind, schedule)(torch.zeros(2, 3), t)
+    assert net.times == pytest.approx([expected, expected], abs=1e-5)
+
+
+def test_time_may_be_given() -> None:
+    net = Recorder()
+    NetworkPrior(net, "velocity", RectifiedFlow(), time=lambda t: 1000 * t)(torch.zeros(1, 3), 0.5)
+    assert net.times == [500.0]
+
+
+def test_weights_are_frozen_and_casting_is_at_the_border() -> None:
+    net = Recorder().train()
+    prior = NetworkPrior(net, "x0", EDM())
+    assert not net.weight.requires_grad
+    assert not net.training
+    x = random(2, 3)
+    estimate, pull = prior.vjp(x, 0.5)
+    assert net.dtypes == [torch.float32] * 2
+    assert estimate.x0.dtype == pull(x).dtype == torch.float64
+    assert torch.equal(estimate.x0, x.float().double())
+    half = NetworkPrior(Recorder(torch.bfloat16), "x0", EDM())
+    assert half.dtype == torch.float32
+    assert half(x.float(), 0.5).x0.dtype == torch.float32
+
+
+def test_autocast() -> None:
+    net = nn.Sequential(nn.Linear(3, 3))
+
+    class Wrapped(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
+            self.dtypes: list[torch.dtype] = []
+
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            out = self.net(x)
+            self.dtypes.append(out.dtype)
+            return out
+
+    module = Wrapped()
+    prior = NetworkPrior(module, "x0", EDM(), compute_dtype=torch.bfloat16)
+    assert prior(torch.ones(1, 3), 0.5).x0.dtype == torch.float32
+    assert module.dtypes == [torch.bfloat16]
+
+
+def test_wrong_constructions_and_outputs() -> None:
+    net = Recorder()
+    for arguments, kind in [
+        ((lambda x, t: x, "eps", EDM()), InputTypeError),
+        ((net, "noise", EDM()), InputError),
+        ((net, "eps", "ddpm"), InputTypeError),
+    ]:
+        with pytest.raises(kind):
+            NetworkPrior(*arguments)
+    for more in (
+        {"range": (1.0, -1.0)},
+        {"rows": 0},
+        {"learned_variance": True},
+        {"sigma_data": 0.0},
+    ):
+        with pytest.raises(InputError):
+            NetworkPrior(net, "eps", EDM(), **more)
+    table = Discrete.linear(10)
+    with pytest.raises(InputError, match="learned_variance=True"):
+        NetworkPrior(TwoHeads(0.0), "eps", table)(torch.zeros(1, 3, 4, 4), 0.5)
+    with pytest.raises(InputError, match="6 output channels"):
+        NetworkPrior(Recorder(), "eps", table, learned_variance=True)(torch.zeros(1, 3, 4, 4), 0.5)
