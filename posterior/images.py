@@ -312,13 +312,15 @@ def _read_encoded(path: Path) -> tuple[Tensor, ImageInfo]:
             frames = getattr(image, "n_frames", 1)
             if frames > 1 and image.format != "MPO":  # phones: the second one is a preview
                 raise FileProblem(f"{path} has {frames} frames: extract the one you mean")
+            orientation = int(image.getexif().get(0x0112, 1))
             if image.format == "PNG" and head[24] == 16:
                 array, mode = _decode_png16(path), f"{image.mode} (16 bit)"
             else:
                 array, mode, _ = _pillow_array(image, str(path))
-            icc = _icc(image)
-            orientation = int(image.getexif().get(0x0112, 1))  # last: of a PNG it loads the pixels
-    return _finish(*_upright(array, ImageInfo(mode=mode, icc=icc, name=path.stem), orientation))
+            info = ImageInfo(mode=mode, icc=_icc(image), name=path.stem)
+            if image.format == "TIFF" and orientation in _TURNS:  # Pillow has turned it
+                return _finish(array, replace(info, orientation=orientation))
+    return _finish(*_upright(array, info, orientation))
 
 
 _TIFF = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")

@@ -21,13 +21,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from posterior import grids, rows
+from posterior import rows
+from posterior.arguments import build_problem, choose_levels, count, state_dtype
 from posterior.checkpoints import Checkpoint, Saved
-from posterior.errors import InputError, InputTypeError, SamplingError
+from posterior.errors import SamplingError
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.registry import resolve
 from posterior.operators.base import Operator
-from posterior.operators.noise import GaussianNoise, NoiseModel, as_noise_model
+from posterior.operators.noise import NoiseModel
 from posterior.priors.base import Counts, Prior
 from posterior.problem import Problem
 from posterior.samples import Samples
@@ -93,6 +94,14 @@ class _Layout:
         """(measurement, number) of every group."""
         return [(b, g) for g in self.numbers for b in range(self.measurements)]
 
+    def of_draws(self, per_row: Tensor) -> Tensor:
+        """Values of all rows (groups * particles, ...) as those of the draws, (n, B, ...).
+
+        Of an ensemble the first `yields` particles count.
+        """
+        grouped = per_row.reshape(-1, self.particles, *per_row.shape[1:])
+        return self.arrange(grouped[:, : self.yields].flatten(0, 1))
+
     def arrange(self, values: Tensor) -> Tensor:
         """Draws of all groups (groups * yields, ...) as (n, B, ...)."""
         tail = values.shape[1:]
@@ -154,19 +163,20 @@ def sample(
         SamplingError: every row turned non-finite (or one, with strict=True).
     """
     started = time.perf_counter()
-    problem, event = _problem(prior, operator, y, noise, source, shape)
+    problem, event = build_problem(prior, operator, y, noise, source, shape)
     guidance, why = resolve(method, problem)
-    levels, note = _levels(guidance, prior, steps, grid)
-    measurements = 1 if problem.y is None else problem.y.shape[0]
-    if problem.y is None and source is not None:
-        measurements = source.shape[0]
+    levels = choose_levels(guidance, prior, steps, grid)
+    given = problem.y if problem.y is not None else problem.source
     layout = _Layout(
-        _count("n", n, 1), measurements, _count("first_draw", first_draw, 0),
-        guidance.particles, guidance.yields,
-    )  # fmt: skip
-    seeds = seeds_of(seed, measurements)
-    dtype = _state_dtype(problem)
-    size = _chunk_size(prior, guidance, event, dtype, max_batch)
+        n=count("n", n, 1),
+        measurements=1 if given is None else given.shape[0],
+        first_draw=count("first_draw", first_draw, 0),
+        particles=guidance.particles,
+        yields=guidance.yields,
+    )
+    seeds = seeds_of(seed, layout.measurements)
+    dtype = state_dtype(problem)
+    size = _chunk_size(prior, guidance, event, max_batch)
     identity = {
         "prior": problem.prior,
         "operator": problem.operator,
@@ -179,78 +189,29 @@ def sample(
         "seed": seeds,
         "shape and dtype": (event, dtype),
     }
-    before = Counts(prior.counts.nfe, prior.counts.vjp)
     saved = None if resume is None else Checkpoint(resume, identity).load()
     store = None if checkpoint is None else Checkpoint(checkpoint, identity).prepare()
 
     chunks = _chunks(problem, guidance, levels, layout, seeds, event, dtype, size)
-    done, spent = 0, 0.0
+    run = _Run(guidance, chunks, list(pairwise(levels)), layout, prior.counts, started)
     if saved is not None:
-        done, spent = saved.done, saved.seconds
-        before = Counts(before.nfe - saved.nfe, before.vjp - saved.vjp)
-        _restore(chunks, saved)
+        run.restore(saved)
+    stopped = run.go(callback, sys.stderr.isatty() if progress is None else progress, store, strict)
 
-    def estimates() -> Tensor:
-        # an ensemble shows its first particle's estimate for each of its draws' rows
-        per_row = torch.cat([c.state["x0"] for c in chunks])
-        return layout.arrange(_of_draws(per_row, layout))
-
-    def save() -> None:
-        if store is not None:
-            names = chunks[0].state.keys()
-            state = {k: torch.cat([c.state[k] for c in chunks]) for k in names}
-            failed = torch.cat([c.failed for c in chunks])
-            nfe, vjp = prior.counts.nfe - before.nfe, prior.counts.vjp - before.vjp
-            seconds = spent + time.perf_counter() - started
-            store.save(Saved(state, failed, done, nfe, vjp, seconds))
-
-    moves = list(pairwise(levels))
-    show = sys.stderr.isatty() if progress is None else progress
-    stopped, last_save = False, time.perf_counter()
-    try:
-        with tqdm(total=len(moves), initial=done, disable=not show, leave=False) as bar:
-            for index in range(done, len(moves)):
-                step = Step(index, len(moves), *moves[index])
-                for chunk in chunks:
-                    _advance(guidance, chunk, step)
-                done = index + 1
-                bar.update()
-                if strict or index % 10 == 9 or done == len(moves):
-                    _check_rows(chunks, strict)
-                if callback is not None:
-                    event_of = CallbackStep(index, len(moves), step.t.t, step.s.t, estimates)
-                    stopped = bool(callback(event_of))
-                if stopped:
-                    break
-                if store is not None and time.perf_counter() - last_save > _CHECKPOINT_EVERY:
-                    save()
-                    last_save = time.perf_counter()
-    finally:  # also when interrupted: what is done is not lost
-        save()
-
-    early = stopped and done < len(moves)
-    finished = [
-        c.state["x0"] if early else guidance.finish(c.problem, c.state, c.noise.at(len(moves) + 1))
-        for c in chunks
-    ]
-    if early:
-        finished = [_of_draws(x0, layout) for x0 in finished]
-    used = Counts(prior.counts.nfe - before.nfe, prior.counts.vjp - before.vjp)
-    notes = [note] if note else []
-    if early:
-        notes.append(f"stopped early after {done} of {len(moves)} steps: draws are estimates")
-    latents = layout.arrange(torch.cat(finished))
-    failed = layout.arrange(_of_draws(torch.cat([c.failed for c in chunks]), layout))
-    draws, residual = _decoded(problem, operator, latents)
+    latents = run.estimates() if stopped else run.draws()
+    failed = layout.of_draws(torch.cat([c.failed for c in chunks]))
+    draws, residual = _decoded(problem, latents)
     diagnostics = {"failed_step": failed.cpu()}
     if residual is not None:
         diagnostics["residual"] = residual.cpu()
-    total_draws = layout.n * layout.measurements
+    count_of_draws = layout.n * layout.measurements
+    nfe, vjp = run.spent_calls
+    stop_note = f"stopped early after {run.done} of {len(run.moves)} steps: draws are estimates"
     provenance: dict[str, Any] = {
         "method": repr(guidance),
         "why": why,
         "prior": repr(prior),
-        "operator": repr(operator) if operator is not None else None,
+        "operator": None if operator is None else repr(operator),
         "noise": describe_noise(problem.noise_model, prior),
         "grid": _describe_grid(levels),
         "levels": [list(level) for level in levels],
@@ -263,11 +224,11 @@ def sample(
         "rows": prior.rows,
         "max_batch": size,
         "threads": torch.get_num_threads(),
-        "nfe": used.nfe / total_draws,
-        "vjp": used.vjp / total_draws,
-        "seconds": spent + time.perf_counter() - started,
-        "steps_done": done,
-        "notes": notes,
+        "nfe": nfe / count_of_draws,
+        "vjp": vjp / count_of_draws,
+        "seconds": run.seconds,
+        "steps_done": run.done,
+        "notes": [stop_note] if stopped else [],
         "versions": _versions(),
     }
     return Samples(draws, diagnostics, provenance, latents if prior.codec is not None else None)
@@ -276,137 +237,15 @@ def sample(
 # ------------------------------------------------------------------------------- before the run
 
 
-def _problem(
-    prior: Prior,
-    operator: Operator | None,
-    y: Tensor | None,
-    noise: NoiseModel | float | Tensor | None,
-    source: Tensor | None,
-    shape: Sequence[int] | None,
-) -> tuple[Problem, tuple[int, ...]]:
-    """The problem and the shape of one x, checked as far as no network is needed."""
-    if not isinstance(prior, Prior):
-        raise InputTypeError(
-            f"prior must be a Prior (posterior.load_prior, posterior.priors.*), not"
-            f" {type(prior).__name__}"
-        )
-    for name, value in (("y", y), ("source", source)):
-        if value is not None:
-            _check_tensor(name, value, prior)
-    if (operator is None) != (y is None):
-        raise InputError("give operator and y together, or neither for unconditional draws")
-    if operator is None or y is None:
-        if noise is not None:
-            raise InputError("noise= belongs to a measurement: give operator and y with it")
-        event = _event(prior, None, None, source, shape)
-        return Problem(prior, source=source), event
-    if not isinstance(operator, Operator):
-        raise InputTypeError(
-            f"operator must be an Operator, not {type(operator).__name__}; wrap a function with"
-            " posterior.operators.from_callable"
-        )
-    if noise is None:
-        raise InputError("give noise=, the standard deviation of the noise in the units of y")
-    model = as_noise_model(noise)
-    if prior.codec is not None and operator.space == "image":
-        decoder = prior.codec.decoder
-        assert isinstance(decoder, Operator)
-        operator = operator @ decoder
-    event = _event(prior, operator, y, source, shape)
-    expected = operator.range_shape((y.shape[0], *event))
-    if tuple(expected) != tuple(y.shape):
-        raise InputError(
-            f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"
-            f" shape {(y.shape[0], *event)}"
-        )
-    if isinstance(model, GaussianNoise):
-        model.std_like(y)  # refuses a std that does not fit y
-    operator = operator.bind(event)
-    y = operator.restrict(y.detach())
-    return Problem(prior, operator, y, model, source), event
-
-
-def _event(
-    prior: Prior,
-    operator: Operator | None,
-    y: Tensor | None,
-    source: Tensor | None,
-    shape: Sequence[int] | None,
-) -> tuple[int, ...]:
-    """The shape of one x, from whoever knows it."""
-    if shape is not None:
-        event = tuple(_count("shape", s, 1) for s in shape)
-    elif source is not None:
-        event = tuple(source.shape[1:])
-    elif prior.event_shape is not None:
-        event = prior.event_shape
-    elif operator is not None and y is not None:
-        event = tuple(operator.domain_shape(tuple(y.shape)))[1:]
-    else:
-        raise InputError("give shape=, the shape of one draw, e.g. (3, 64, 64)")
-    prior.check_event(event)
-    if source is not None and tuple(source.shape[1:]) != event:
-        raise InputError(f"source has shape {tuple(source.shape)}, but x is (B, *{event})")
-    if source is not None and y is not None and source.shape[0] != y.shape[0]:
-        raise InputError(f"{source.shape[0]} sources for {y.shape[0]} measurements")
-    return event
-
-
-def _check_tensor(name: str, value: Tensor, prior: Prior) -> None:
-    if not isinstance(value, Tensor):
-        raise InputTypeError(f"{name} must be a torch tensor, not {type(value).__name__}")
-    if not (value.is_floating_point() or value.is_complex()):
-        raise InputError(f"{name} must be floating point or complex, not {value.dtype}")
-    if value.ndim < 2 or value.shape[0] == 0:
-        raise InputError(f"{name} needs a batch axis and an event, got shape {tuple(value.shape)}")
-    if value.device.type != prior.device.type:
-        raise InputError(f"{name} is on {value.device}, the prior on {prior.device}: move one")
-    if not bool(torch.isfinite(value).all()):
-        raise InputError(f"{name} has {int((~torch.isfinite(value)).sum())} NaN or inf values")
-
-
-def _count(name: str, value: object, least: int) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
-    return value
-
-
-def _levels(
-    guidance: Guidance,
-    prior: Prior,
-    steps: int | None,
-    grid: str | Sequence[tuple[float, float, float]] | None,
-) -> tuple[list[Level], str]:
-    if grid is not None and not isinstance(grid, str):
-        levels = grids.check([Level(*level) for level in grid])
-        if steps is not None and steps != len(levels) - 1:
-            raise InputError(f"steps={steps}, but the grid that was given has {len(levels) - 1}")
-        return levels, ""
-    count = guidance.default_steps if steps is None else _count("steps", steps, 1)
-    if grid is not None:
-        return grids.named(grid, prior.schedule, count), ""
-    return guidance.grid(prior.schedule, count), ""
-
-
-def _state_dtype(problem: Problem) -> torch.dtype:
-    """Rows are float32, or float64 where the measurement or the prior is."""
-    given = problem.y if problem.y is not None else problem.source
-    dtype = problem.prior.dtype if given is None else given.real.dtype
-    return dtype if dtype == torch.float64 else torch.float32
-
-
 def _chunk_size(
     prior: Prior,
     guidance: Guidance,
     event: tuple[int, ...],
-    dtype: torch.dtype,
     max_batch: int | None,
 ) -> int:
     """Rows that move together: whole groups, within `max_batch` or the memory budget."""
     if max_batch is not None:
-        limit = _count("max_batch", max_batch, 1)
+        limit = count("max_batch", max_batch, 1)
     else:
         budget = _CPU_BUDGET
         if prior.device.type == "cuda":
@@ -453,29 +292,107 @@ def _chunks(
     return chunks
 
 
-def _restore(chunks: Sequence[_Chunk], saved: Saved) -> None:
-    """Put the saved rows into the chunks, whatever chunks the saving run had."""
-    start = 0
-    for chunk in chunks:
-        part = slice(start, start + len(chunk.failed))
-        start = part.stop
-        device = chunk.failed.device
-        chunk.state = {k: v[part].to(device) for k, v in saved.state.items()}
-        chunk.failed = saved.failed[part].to(device)
-
-
 # -------------------------------------------------------------------------------- during the run
 
 
-def _advance(guidance: Guidance, chunk: _Chunk, step: Step) -> None:
+@dataclass
+class _Run:
+    """The loop and what it has done so far."""
+
+    guidance: Guidance
+    chunks: list[_Chunk]
+    moves: list[tuple[Level, Level]]
+    layout: _Layout
+    counts: Counts
+    started: float
+    done: int = 0
+
+    def __post_init__(self) -> None:
+        self._nfe, self._vjp = self.counts.nfe, self.counts.vjp  # before the run
+        self._last_save = time.perf_counter()
+
+    @property
+    def seconds(self) -> float:
+        """Time of the run, that of the resumed part included."""
+        return time.perf_counter() - self.started
+
+    @property
+    def spent_calls(self) -> tuple[int, int]:
+        """Network evaluations and backward passes of all rows."""
+        return self.counts.nfe - self._nfe, self.counts.vjp - self._vjp
+
+    def go(
+        self, callback: Callback | None, show: bool, store: Checkpoint | None, strict: bool
+    ) -> bool:
+        """Make the moves that are left; True if the callback stopped the run before its end."""
+        total = len(self.moves)
+        try:
+            with tqdm(total=total, initial=self.done, disable=not show, leave=False) as bar:
+                while self.done < total:
+                    t, s = self.moves[self.done]
+                    self._move(Step(self.done, total, t, s))
+                    bar.update()
+                    if strict or self.done % 10 == 0 or self.done == total:
+                        _check_rows(self.chunks, strict)
+                    if callback is not None and callback(
+                        CallbackStep(self.done - 1, total, t.t, s.t, self.estimates)
+                    ):
+                        break
+                    if store and time.perf_counter() - self._last_save > _CHECKPOINT_EVERY:
+                        self._save(store)
+        finally:  # also when interrupted: what is done is not lost
+            if store:
+                self._save(store)
+        return self.done < total
+
+    def _move(self, step: Step) -> None:
+        """All rows from one level to the next, or, if something raises, none."""
+        moved = [_advanced(self.guidance, chunk, step) for chunk in self.chunks]
+        for chunk, (state, failed) in zip(self.chunks, moved, strict=True):
+            chunk.state, chunk.failed = state, failed
+        self.done += 1
+
+    def estimates(self) -> Tensor:
+        """The current estimates of x0, (n, B, *event)."""
+        return self.layout.of_draws(torch.cat([c.state["x0"] for c in self.chunks]))
+
+    def draws(self) -> Tensor:
+        """The draws of a finished run, (n, B, *event)."""
+        last = len(self.moves) + 1
+        parts = [self.guidance.finish(c.problem, c.state, c.noise.at(last)) for c in self.chunks]
+        return self.layout.arrange(torch.cat(parts))
+
+    def _save(self, store: Checkpoint) -> None:
+        names = self.chunks[0].state.keys()
+        state = {k: torch.cat([c.state[k] for c in self.chunks]) for k in names}
+        failed = torch.cat([c.failed for c in self.chunks])
+        store.save(Saved(state, failed, self.done, *self.spent_calls, self.seconds))
+        self._last_save = time.perf_counter()
+
+    def restore(self, saved: Saved) -> None:
+        """Continue where a checkpoint stands, whatever chunks the saving run had."""
+        first = 0
+        for chunk in self.chunks:
+            part = slice(first, first + len(chunk.failed))
+            first = part.stop
+            device = chunk.failed.device
+            chunk.state = {k: v[part].to(device) for k, v in saved.state.items()}
+            chunk.failed = saved.failed[part].to(device)
+        self.done = saved.done
+        self.started -= saved.seconds
+        self._nfe -= saved.nfe
+        self._vjp -= saved.vjp
+
+
+def _advanced(guidance: Guidance, chunk: _Chunk, step: Step) -> tuple[State, Tensor]:
     """One move; a row that turns non-finite keeps its last state and is flagged."""
     old = chunk.state
     new = guidance.advance(chunk.problem, old, step, chunk.noise.at(step.index + 1))
     fine = rows.finite(new["x"]) & rows.finite(new["x0"])
     alive = chunk.failed < 0
-    chunk.failed = torch.where(alive & ~fine, step.index, chunk.failed)
+    failed = torch.where(alive & ~fine, step.index, chunk.failed)
     keep = alive & fine
-    chunk.state = {k: rows.where(keep, v, old[k]) if k in old else v for k, v in new.items()}
+    return {k: rows.where(keep, v, old[k]) if k in old else v for k, v in new.items()}, failed
 
 
 def _check_rows(chunks: Sequence[_Chunk], strict: bool) -> None:
@@ -490,21 +407,13 @@ def _check_rows(chunks: Sequence[_Chunk], strict: bool) -> None:
         )
 
 
-def _of_draws(per_row: Tensor, layout: _Layout) -> Tensor:
-    """Per-row values (groups * particles, ...) -> (groups * yields, ...)."""
-    grouped = per_row.reshape(-1, layout.particles, *per_row.shape[1:])
-    return grouped[:, : layout.yields].flatten(0, 1)
-
-
 # --------------------------------------------------------------------------------- after the run
 
 
-def _decoded(
-    problem: Problem, operator: Operator | None, latents: Tensor
-) -> tuple[Tensor, Tensor | None]:
+def _decoded(problem: Problem, latents: Tensor) -> tuple[Tensor, Tensor | None]:
     """The draws as images, and root mean square of (y - A(x)) / std by draw, (n, B)."""
-    n, count = latents.shape[:2]
-    index = [b for _ in range(n) for b in range(count)]
+    n, measurements = latents.shape[:2]
+    index = [b for _ in range(n) for b in range(measurements)]
     with torch.no_grad():
         draws = latents
         if problem.prior.codec is not None:
@@ -517,15 +426,8 @@ def _decoded(
         for k, b in enumerate(index):  # row by row: no more memory than one row's
             part = problem.take([b])
             row_operator, y, model = part.measured()
-            residuals.append(_misfit(model, row_operator, y, flat[k : k + 1]))
-        return draws, torch.cat(residuals).reshape(n, count)
-
-
-def _misfit(model: NoiseModel, operator: Operator, y: Tensor, x: Tensor) -> Tensor:
-    """Root mean square of (y - A(x)) / std over what A fills; nan without noise: (B,)."""
-    residual = model.standardised(y, operator.restrict(operator(x)))
-    filled = operator.restrict(torch.ones_like(y))
-    return rows.norm(residual) / rows.norm(filled)
+            residuals.append(model.misfit(y, row_operator(flat[k : k + 1]), row_operator))
+        return draws, torch.cat(residuals).reshape(n, measurements)
 
 
 def describe_noise(model: NoiseModel | None, prior: Prior) -> str | None:

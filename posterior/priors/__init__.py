@@ -8,4 +8,12 @@ from posterior.priors.gaussian import Gaussian
 from posterior.priors.mixture import GaussianMixture
 from posterior.priors.network import NetworkPrior
 
-__all__ = ["Denoised", "Gaussian", "GaussianMixture", "NetworkPrior", "PhotoPrior", "Prior", "check"]
+__all__ = [
+    "Denoised",
+    "Gaussian",
+    "GaussianMixture",
+    "NetworkPrior",
+    "PhotoPrior",
+    "Prior",
+    "check",
+]

@@ -42,15 +42,15 @@ def network(schedule: Discrete, **fault: float) -> NetworkPrior:
 
 
 def test_network_with_data_passes_and_faults_are_found() -> None:
-    table = Discrete.linear(100)
+    table = Discrete.linear(1000)
     data = truth().sample(32)
     assert check(network(table), data, verbose=False) == []
     wrong = {
-        "index in [0, 1000] for a table of 100": network(table, time_scale=10.0),
+        "index in [0, 100] for a table of 1000": network(table, time_scale=0.1),
         "time frozen": network(table, time_scale=0.0),
         "sign of eps": network(table, sign=-1.0),
         "parametrisation": NetworkPrior(Exact(truth(table)), "v", table, range=None),
-        "schedule": NetworkPrior(Exact(truth(table)), "eps", Discrete.cosine(100), range=None),
+        "schedule": NetworkPrior(Exact(truth(table)), "eps", Discrete.cosine(1000), range=None),
     }
     for fault, prior in wrong.items():
         problems = check(prior, data, verbose=False)

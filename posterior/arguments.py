@@ -1,0 +1,140 @@
+"""The arguments of a run, checked before any network is called."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from posterior import grids
+from posterior.errors import InputError, InputTypeError
+from posterior.guidance.base import Guidance
+from posterior.operators.base import Operator
+from posterior.operators.noise import NoiseModel, as_noise_model
+from posterior.priors.base import Prior
+from posterior.problem import Problem
+from posterior.schedules import Level
+
+
+def build_problem(
+    prior: Prior,
+    operator: Operator | None,
+    y: Tensor | None,
+    noise: NoiseModel | float | Tensor | None,
+    source: Tensor | None,
+    shape: Sequence[int] | None,
+) -> tuple[Problem, tuple[int, ...]]:
+    """The problem and the shape of one x, checked as far as no network is needed."""
+    if not isinstance(prior, Prior):
+        raise InputTypeError(
+            f"prior must be a Prior (posterior.load_prior, posterior.priors.*), not"
+            f" {type(prior).__name__}"
+        )
+    for name, value in (("y", y), ("source", source)):
+        if value is not None:
+            check_tensor(name, value, prior)
+    if (operator is None) != (y is None):
+        raise InputError("give operator and y together, or neither for unconditional draws")
+    if operator is None or y is None:
+        if noise is not None:
+            raise InputError("noise= belongs to a measurement: give operator and y with it")
+        event = _event(prior, None, None, source, shape)
+        return Problem(prior, source=source), event
+    if not isinstance(operator, Operator):
+        raise InputTypeError(
+            f"operator must be an Operator, not {type(operator).__name__}; wrap a function with"
+            " posterior.operators.from_callable"
+        )
+    if noise is None:
+        raise InputError("give noise=, the standard deviation of the noise in the units of y")
+    model = as_noise_model(noise)
+    if prior.codec is not None and operator.space == "image":
+        decoder = prior.codec.decoder
+        assert isinstance(decoder, Operator)
+        operator = operator @ decoder
+    event = _event(prior, operator, y, source, shape)
+    expected = operator.range_shape((y.shape[0], *event))
+    if tuple(expected) != tuple(y.shape):
+        raise InputError(
+            f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"
+            f" shape {(y.shape[0], *event)}"
+        )
+    model.check(y)
+    operator = operator.bind(event)
+    y = operator.restrict(y.detach())
+    return Problem(prior, operator, y, model, source), event
+
+
+def _event(
+    prior: Prior,
+    operator: Operator | None,
+    y: Tensor | None,
+    source: Tensor | None,
+    shape: Sequence[int] | None,
+) -> tuple[int, ...]:
+    """The shape of one x, from whoever knows it."""
+    if shape is not None:
+        event = tuple(count("shape", s, 1) for s in shape)
+    elif source is not None:
+        event = tuple(source.shape[1:])
+    elif prior.event_shape is not None:
+        event = prior.event_shape
+    elif operator is not None and y is not None:
+        event = tuple(operator.domain_shape(tuple(y.shape)))[1:]
+    else:
+        raise InputError("give shape=, the shape of one draw, e.g. (3, 64, 64)")
+    prior.check_event(event)
+    if source is not None and tuple(source.shape[1:]) != event:
+        raise InputError(f"source has shape {tuple(source.shape)}, but x is (B, *{event})")
+    if source is not None and y is not None and source.shape[0] != y.shape[0]:
+        raise InputError(f"{source.shape[0]} sources for {y.shape[0]} measurements")
+    return event
+
+
+def check_tensor(name: str, value: Tensor, prior: Prior) -> None:
+    """A finite floating point or complex tensor (B, *event) on the prior's device."""
+    if not isinstance(value, Tensor):
+        raise InputTypeError(f"{name} must be a torch tensor, not {type(value).__name__}")
+    if not (value.is_floating_point() or value.is_complex()):
+        raise InputError(f"{name} must be floating point or complex, not {value.dtype}")
+    if value.ndim < 2 or value.shape[0] == 0:
+        raise InputError(f"{name} needs a batch axis and an event, got shape {tuple(value.shape)}")
+    if value.device.type != prior.device.type:
+        raise InputError(f"{name} is on {value.device}, the prior on {prior.device}: move one")
+    if not bool(torch.isfinite(value).all()):
+        raise InputError(f"{name} has {int((~torch.isfinite(value)).sum())} NaN or inf values")
+
+
+def count(name: str, value: object, least: int) -> int:
+    """An integer of at least `least`."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
+    if value < least:
+        raise InputError(f"{name} must be at least {least}, got {value}")
+    return value
+
+
+def choose_levels(
+    guidance: Guidance,
+    prior: Prior,
+    steps: int | None,
+    grid: str | Sequence[tuple[float, float, float]] | None,
+) -> list[Level]:
+    """The levels that were given, or those of the named or the method's own grid."""
+    if grid is not None and not isinstance(grid, str):
+        levels = grids.check([Level(*level) for level in grid])
+        if steps is not None and steps != len(levels) - 1:
+            raise InputError(f"steps={steps}, but the grid that was given has {len(levels) - 1}")
+        return levels
+    moves = guidance.default_steps if steps is None else count("steps", steps, 1)
+    if grid is not None:
+        return grids.named(grid, prior.schedule, moves)
+    return guidance.grid(prior.schedule, moves)
+
+
+def state_dtype(problem: Problem) -> torch.dtype:
+    """Rows are float32, or float64 where the measurement or the prior is."""
+    given = problem.y if problem.y is not None else problem.source
+    dtype = problem.prior.dtype if given is None else given.real.dtype
+    return dtype if dtype == torch.float64 else torch.float32
