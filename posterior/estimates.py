@@ -29,12 +29,13 @@ class Denoised(NamedTuple):
 
     Attributes:
         x0: the Tweedie mean E[x0 | x_t], (B, *event).
-        variance: learned variance of x_s given x_t for the ancestral step, (B, *event).
+        variance_share: the learned u in [-1, 1], (B, *event): where the log variance of an
+            ancestral step lies between the smallest (-1) and the largest (1) possible one.
         eps_renoise: the noise that the transition re-noises with, where it is not `eps` (CFG++).
     """
 
     x0: Tensor
-    variance: Tensor | None = None
+    variance_share: Tensor | None = None
     eps_renoise: Tensor | None = None
 
 
@@ -46,7 +47,7 @@ class Estimate:
     t: float | Tensor
     schedule: Schedule
     x0: Tensor
-    variance: Tensor | None = None
+    variance_share: Tensor | None = None
     renoise: Tensor | None = None
 
     @property

@@ -21,6 +21,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from posterior.errors import CapabilityError, InputError
@@ -85,7 +86,11 @@ class DDIM(Transition):
 
 @dataclass(frozen=True)
 class LearnedVariance(Transition):
-    """The ancestral step with the network's own variance of x_s (Nichol & Dhariwal 2021).
+    """The ancestral step with the network's own variance of x_s (Nichol & Dhariwal 2021, eq. 15).
+
+    log v = (1 + u) / 2 log beta + (1 - u) / 2 log beta~ with u the network's second output,
+    beta~ = c^2 the variance given x0 and beta = beta~ sigma_t^2 / sigma_s^2 that without. Both are
+    those of this very step, so that the rule holds on respaced grids as on the full table.
 
     With required=False a prior without a learned variance gets the posterior variance, i.e. DDPM.
     """
@@ -95,15 +100,16 @@ class LearnedVariance(Transition):
     def __call__(
         self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
     ) -> Tensor:
-        """x_s; needs a prior whose estimate has a variance."""
-        if estimate.variance is None and not self.required:
+        """x_s; needs a prior that has learned its variance."""
+        if estimate.variance_share is None and not self.required:
             return DDPM(estimate, t, s, noise, denoiser)
-        if estimate.variance is None:
+        if estimate.variance_share is None:
             raise CapabilityError("this prior has no learned variance: use DDPM, i.e. DDIM(eta=1)")
         if s.sigma == 0:
             return s.alpha * estimate.x0
         c = fresh_noise(t, s)
-        spread = estimate.variance.sqrt()
+        widening = math.log(t.sigma / s.sigma) / 2
+        spread = c * torch.exp((1 + estimate.variance_share) * widening)  # sqrt(v)
         return move(estimate.x0, estimate.eps_renoise, s, c, noise("move"), spread)
 
 

@@ -152,12 +152,12 @@ class Prior(ABC):
 
     def _estimate(self, x_t: Tensor, t: float | Tensor, blocks: list[Denoised]) -> Estimate:
         count = x_t.shape[0]
-        x0, variance, renoise = (
+        x0, share, renoise = (
             None if parts[0] is None else torch.cat(parts)[:count].to(x_t.dtype)
             for parts in map(list, zip(*blocks, strict=True))
         )
         assert x0 is not None
-        return Estimate(x_t, t, self.schedule, x0, variance, renoise)
+        return Estimate(x_t, t, self.schedule, x0, share, renoise)
 
 
 def _padded(x: Tensor, size: int) -> Tensor:
@@ -169,6 +169,6 @@ def _padded(x: Tensor, size: int) -> Tensor:
 def _detached(out: Denoised) -> Denoised:
     return Denoised(
         out.x0.detach(),
-        None if out.variance is None else out.variance.detach(),
+        None if out.variance_share is None else out.variance_share.detach(),
         None if out.eps_renoise is None else out.eps_renoise.detach(),
     )

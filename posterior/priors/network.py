@@ -42,9 +42,8 @@ class NetworkPrior(Prior):
         rows: the fixed batch of one evaluation: 1 suits small networks on a CPU, 8-16 a GPU.
         time: t (B,) float64 -> what the network takes as time. By default the table index
             N t - 1 for `Discrete` schedules, ln(sigma / alpha) / 4 for "edm", t otherwise.
-        learned_variance: the output has 2 C channels, the second half u in [-1, 1] interpolating
-            the variance of the step to the table's next lower index (Nichol & Dhariwal 2021,
-            eq. 15): log v = (1 + u) / 2 log beta + (1 - u) / 2 log beta~. `Discrete` only.
+        learned_variance: the output has 2 C channels, the second half u in [-1, 1] saying where the
+            variance of a step lies (Nichol & Dhariwal 2021, eq. 15; `transitions.LearnedVariance`).
         sigma_data: the standard deviation of the data, for "edm".
         compute_dtype: autocast the module to this dtype (torch.bfloat16, ...).
 
@@ -78,8 +77,6 @@ class NetworkPrior(Prior):
             raise InputError(f"range must be (low, high), got {range}")
         if rows is not None and rows < 1:
             raise InputError(f"rows must be at least 1, got {rows}")
-        if learned_variance and not isinstance(schedule, Discrete):
-            raise InputError("a learned variance needs a Discrete schedule: it is that of a table")
         if not 0 < sigma_data < math.inf:
             raise InputError(f"sigma_data must be positive, got {sigma_data}")
         self.module = module.eval().requires_grad_(False)
@@ -101,21 +98,20 @@ class NetworkPrior(Prior):
                 self.dtype = torch.float32  # half-precision weights; states stay in float32
 
     def denoise(self, x_t: Tensor, t: float | Tensor) -> Denoised:
-        """E[x0 | x_t], and the learned variance where the network has one."""
+        """E[x0 | x_t], and where the variance of a step lies, if the network has learned it."""
         times = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
         if self.parametrisation == "edm":
             return Denoised(self._edm(x_t, times))
         output = self._run(x_t, self._time(times))
-        variance = None
+        share = None
         if self.learned_variance:
             output, share = self._halves(output, x_t)
-            variance = self._variance(share, times)
         if output.shape != x_t.shape:
             raise InputError(
                 f"the network turned {tuple(x_t.shape)} into {tuple(output.shape)}; if it has "
                 "twice the channels, it learned its variance: learned_variance=True"
             )
-        return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), variance)
+        return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), share)
 
     def _edm(self, x_t: Tensor, times: Tensor) -> Tensor:
         alpha, sigma = self.schedule(times)
@@ -158,21 +154,6 @@ class NetworkPrior(Prior):
                 f"{output.shape[1]}"
             )
         return output[:, : x.shape[1]], output[:, x.shape[1] :]
-
-    def _variance(self, share: Tensor, times: Tensor) -> Tensor:
-        """exp((1 + u) / 2 log beta + (1 - u) / 2 log beta~), (B, *event)."""
-        assert isinstance(self.schedule, Discrete)
-        place = self.schedule.index(times).round().long()
-        table = torch.tensor(self.schedule.alphas_cumprod, dtype=torch.float64)
-        previous = torch.cat([torch.ones(1, dtype=torch.float64), table[:-1]])
-        beta = 1 - table / previous
-        # beta~ is 0 at the first index: the second's is used there, as in the reference
-        small = beta * (1 - previous) / (1 - table)
-        small[0] = small[1]
-        high, low = (
-            expand(v.log().to(share.device)[place].to(share.dtype), share) for v in (beta, small)
-        )
-        return torch.exp((1 + share) / 2 * high + (1 - share) / 2 * low)
 
     def state(self) -> object:
         """What defines the prior: the weights and how they are read."""

@@ -152,21 +152,30 @@ def test_small_steps_keep_the_marginal_of_a_gaussian_to_second_order() -> None:
         assert slope == pytest.approx(2, abs=0.15)
 
 
-def test_learned_variance_interpolates_and_requires_one() -> None:
+@pytest.mark.parametrize(("i", "j"), [(59, 58), (59, 49), (1, 0)])
+def test_learned_variance_interpolates_between_beta_and_beta_tilde(i: int, j: int) -> None:
+    """By the betas of the table, strided from index i to j: beta = 1 - abar_i / abar_j."""
+    table = Discrete.linear(100)
+    abar = torch.cumprod(1 - torch.linspace(1e-4, 0.02, 100, dtype=torch.float64), 0)
+    beta = 1 - abar[i] / abar[j]
+    small = beta * (1 - abar[j]) / (1 - abar[i])
+    t, s = table.level((i + 1) / 100), table.level((j + 1) / 100)
+    x_t, x0 = normal(4, 3), normal(4, 3, seed=1)
+    mean = DDPM(Estimate(x_t, t.t, table, x0), t, s, draw, standard(table)) - small**0.5 * draw("z")
+    for u, variance in [(-1.0, small), (1.0, beta), (0.0, (beta * small) ** 0.5)]:
+        estimate = Estimate(x_t, t.t, table, x0, variance_share=torch.full_like(x0, u))
+        got = LearnedVariance()(estimate, t, s, draw, standard(table))
+        assert torch.allclose(got, mean + variance**0.5 * draw("z"), rtol=1e-9)
+
+
+def test_learned_variance_that_is_not_there() -> None:
     table = Discrete.linear(100)
     t, s = table.level(0.6), table.level(0.59)
-    x_t, x0 = normal(4, 3), normal(4, 3, seed=1)
-    c = fresh_noise(t, s)
-    same = Estimate(x_t, t.t, table, x0, variance=torch.full_like(x0, c**2))
-    rule = LearnedVariance()
-    assert torch.allclose(
-        rule(same, t, s, draw, standard(table)), DDPM(same, t, s, draw, standard(table))
-    )
-    larger = Estimate(x_t, t.t, table, x0, variance=torch.full_like(x0, 4 * c**2))
-    extra = rule(larger, t, s, draw, standard(table)) - rule(same, t, s, draw, standard(table))
-    assert torch.allclose(extra, c * draw("move"))
+    plain = Estimate(normal(4, 3), t.t, table, normal(4, 3, seed=1))
     with pytest.raises(CapabilityError, match="no learned variance"):
-        rule(Estimate(x_t, t.t, table, x0), t, s, draw, standard(table))
+        LearnedVariance()(plain, t, s, draw, standard(table))
+    got = LearnedVariance(required=False)(plain, t, s, draw, standard(table))
+    assert torch.equal(got, DDPM(plain, t, s, draw, standard(table)))
 
 
 def test_renoise_forgets_eps() -> None:
@@ -182,7 +191,7 @@ def test_renoise_forgets_eps() -> None:
 def test_last_step_returns_the_estimate_without_noise(rule: Transition, schedule: Schedule) -> None:
     t = schedule.level(0.1)
     x0 = normal(4, 3)
-    estimate = Estimate(normal(4, 3, seed=1), t.t, schedule, x0, variance=x0.square())
+    estimate = Estimate(normal(4, 3, seed=1), t.t, schedule, x0, variance_share=x0.tanh())
 
     def refuse(name: str) -> Tensor:
         raise AssertionError("no noise is drawn on the way to the clean level")

@@ -136,7 +136,7 @@ def test_a_pillow_image_and_its_file_agree(tmp_path: Path, cat: np.ndarray) -> N
     picture = Image.fromarray(cat)
     picture.save(tmp_path / "cat.png")
     from_file, _ = as_images(tmp_path / "cat.png")
-    for other in (picture, cat, torch.from_numpy(cat).permute(2, 0, 1)):
+    for other in (picture, cat, torch.from_numpy(cat.copy()).permute(2, 0, 1)):
         assert torch.allclose(as_images(other)[0], from_file, atol=1e-6)
 
 
@@ -285,7 +285,9 @@ def test_a_lying_npy_header_costs_nothing(tmp_path: Path) -> None:
 def test_files_that_would_lose_something(tmp_path: Path) -> None:
     frames = [Image.new("L", (8, 8), k) for k in (1, 200)]
     frames[0].save(tmp_path / "pages.tif", save_all=True, append_images=frames[1:])
-    tifffile.imwrite(tmp_path / "deep.tif", np.zeros((2, 8, 8), np.uint16), photometric="minisblack")
+    tifffile.imwrite(
+        tmp_path / "deep.tif", np.zeros((2, 8, 8), np.uint16), photometric="minisblack"
+    )
     tifffile.imwrite(tmp_path / "float.tif", np.zeros((8, 8), np.float32))
     tifffile.imwrite(tmp_path / "wide.tif", np.zeros((8, 8), np.uint32))
     for name, words in [("pages", "frames"), ("deep", "pages"), ("float", "32"), ("wide", "32")]:

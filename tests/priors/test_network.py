@@ -107,26 +107,14 @@ class TwoHeads(nn.Module):
         return torch.cat([torch.zeros_like(x), torch.full_like(x, self.u)], 1)
 
 
-@pytest.mark.parametrize("i", [1, 7, 99])
-def test_learned_variance_interpolates_in_the_logarithm(i: int) -> None:
-    """Nichol & Dhariwal 2021, eq. 15: beta at u = 1, beta~ at u = -1, the geometric mean at 0."""
-    table = Discrete.linear(100)
-    betas = torch.linspace(1e-4, 0.02, 100, dtype=torch.float64)
-    abar = torch.cumprod(1 - betas, 0)
-    beta, small = betas[i], betas[i] * (1 - abar[i - 1]) / (1 - abar[i])
-    for u, expected in [(1.0, beta), (-1.0, small), (0.0, (beta * small).sqrt())]:
-        prior = NetworkPrior(TwoHeads(u), "eps", table, learned_variance=True)
-        estimate = prior(random(2, 3, 4, 4), (i + 1) / 100)
-        assert estimate.variance is not None
-        assert estimate.variance.shape == (2, 3, 4, 4)
-        assert torch.allclose(estimate.variance, expected.expand(2, 3, 4, 4), rtol=1e-9)
-
-
-def test_first_index_has_a_variance() -> None:
-    prior = NetworkPrior(TwoHeads(-1.0), "eps", Discrete.linear(100), learned_variance=True)
-    variance = prior(random(1, 3, 4, 4), 0.01).variance
-    assert variance is not None
-    assert bool((variance > 0).all())
+def test_learned_variance_is_split_off() -> None:
+    x = random(2, 3, 4, 4)
+    prior = NetworkPrior(TwoHeads(0.3), "eps", Discrete.linear(100), learned_variance=True)
+    estimate = prior(x, 0.5)
+    alpha, _ = prior.schedule(0.5)
+    assert torch.allclose(estimate.x0, x / alpha)
+    assert estimate.variance_share is not None
+    assert torch.equal(estimate.variance_share, torch.full_like(x, 0.3))
 
 
 class Recorder(nn.Module):
@@ -213,7 +201,6 @@ def test_wrong_constructions_and_outputs() -> None:
     for more in (
         {"range": (1.0, -1.0)},
         {"rows": 0},
-        {"learned_variance": True},
         {"sigma_data": 0.0},
     ):
         with pytest.raises(InputError):

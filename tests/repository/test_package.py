@@ -26,7 +26,10 @@ def test_import_is_light(tmp_path: Path) -> None:
 
 def test_import_costs_little_more_than_torch(tmp_path: Path) -> None:
     """Counted in modules, which does not depend on how busy the machine is."""
-    count = "import sys, torch, numpy; n = len(sys.modules); import posterior; print(len(sys.modules) - n)"
+    count = (
+        "import sys, torch, numpy; n = len(sys.modules);"
+        "import posterior; print(len(sys.modules) - n)"
+    )
     assert int(run(count, tmp_path)) < 150
 
 

@@ -10,7 +10,7 @@ import torch
 from gates import ALPHA, mixture_gates, passes
 
 import posterior
-from posterior import guidance, operators, priors
+from posterior import guidance, operators
 from posterior.guidance.base import Guidance
 from posterior.priors import GaussianMixture
 from posterior.schedules import (
@@ -96,7 +96,7 @@ def test_negative_controls_are_rejected_by_their_gate(name: str) -> None:
 
 
 def test_renoise_and_too_few_steps_are_seen() -> None:
-    """Re-noising the mean estimate keeps no spread of x0 given x_t: the law comes out too narrow."""
+    """Re-noising the mean estimate keeps no spread of x0 given x_t: too narrow a law."""
     assert gates(EDM(sigma_max=300.0), Renoise(), 200)["variance"] < ALPHA
     assert gates(EDM(sigma_max=300.0), DDPM, 10)["variance"] < ALPHA
 
