@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import SmoothPrior, listing
+from front_helpers import SmoothPrior, listing
 
 from posterior.errors import (
     CapabilityError,
@@ -116,6 +116,13 @@ CASES = {
 }  # fmt: skip
 
 
+def made_and_restored(settings: dict[str, object]) -> None:
+    operator = settings["operator"]
+    if getattr(operator, "__name__", "") == "<lambda>":  # building it may be what fails
+        settings["operator"] = operator()
+    restore(**settings)
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_a_typed_exception_and_nothing_written(
     case: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -126,10 +133,7 @@ def test_a_typed_exception_and_nothing_written(
     settings = {"image": IMAGE, "operator": BLUR, "noise": 0.1, "prior": prior, "n": 2, "steps": 2}
     settings |= change
     with pytest.raises(error, match=words) as problem:
-        if callable(settings["operator"]) and not isinstance(settings["operator"], type):
-            made = settings["operator"]
-            settings["operator"] = made() if made.__name__ == "<lambda>" else made
-        restore(**settings)
+        made_and_restored(settings)
     assert isinstance(problem.value, PosteriorError)
     assert "\n" not in str(problem.value)
     assert prior.counts.nfe == 0

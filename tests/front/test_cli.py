@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SmoothPrior, listing, photograph
+from front_helpers import SmoothPrior, listing, photograph
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -59,7 +59,7 @@ def test_restore_writes_a_folder(run: Run, here: Path) -> None:
     assert "sheet.png" in out
     report = json.loads((here / "out" / "cat" / "report.json").read_text())
     assert "0.1 in [-1, 1] = 0.05 of full scale" in report["provenance"]["noise"]
-    assert not [p for p in here.rglob(".*")]
+    assert not list(here.rglob(".*"))
 
 
 def test_simulate_scores(run: Run, here: Path) -> None:
@@ -136,7 +136,7 @@ def test_long_runs_want_a_yes(
     big = np.tile(photograph("coffee", 64), (3, 3, 1))
     Image.fromarray(big).save(here / "big.png")
     monkeypatch.setattr(posterior.restoration.Plan, "seconds", lambda plan: 1000.0)
-    code, out, err = run("restore", "big.png", *BLUR, *QUICK)
+    code, _, err = run("restore", "big.png", *BLUR, *QUICK)
     assert code == 2
     assert "about 17 min" in err
     assert "--yes" in err

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import struct
 import zlib
 from pathlib import Path
@@ -229,10 +230,8 @@ def test_a_flipped_byte_never_gives_another_error(tmp_path: Path) -> None:
             broken = bytearray(data)
             broken[generator.integers(len(data) // 4)] ^= 1 << int(generator.integers(8))
             path.write_bytes(broken)
-            try:
+            with contextlib.suppress(FileProblem):
                 read_image(path)
-            except FileProblem:
-                pass
 
 
 @pytest.mark.parametrize(

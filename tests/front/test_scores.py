@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from conftest import as_tensor, photograph
+from front_helpers import as_tensor, photograph
 from scipy import ndimage
 from torch import Tensor
 
