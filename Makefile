@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 .PHONY: demo test check slow format clean
 
 demo: $(VENV)/installed
-	$(BIN)/posterior demo --out out/demo --overwrite
+	$(BIN)/posterior demo
 
 test: $(VENV)/installed-dev
 	$(BIN)/python -m pytest

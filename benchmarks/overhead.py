@@ -33,7 +33,7 @@ def bare(prior: NetworkPrior, operator: operators.Operator, y: Tensor, steps: in
         for row in x:
             leaf = row[None].detach().requires_grad_()
             leaves.append(leaf)
-            x0.append(prior.denoise(leaf, level.t))
+            x0.append(prior.denoise(leaf, level.t).x0)
         mean = torch.cat([out.detach() for out in x0])
         u = operator.adjoint(y - operator(mean))
         pulled = [

@@ -13,7 +13,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from posterior import grids
-from posterior.errors import InputError, unknown_name
+from posterior.errors import InputError, InputTypeError, unknown_name
 from posterior.estimates import Estimate
 from posterior.problem import Problem
 from posterior.schedules import Level, Schedule
@@ -56,10 +56,12 @@ class Guidance:
     paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.transition, Transition):
+            raise InputTypeError(f"transition must be a Transition, got {self.transition!r}")
         if self.spacing not in grids.NAMES:
-            raise unknown_name("grid", self.spacing, grids.NAMES)
-        if self.default_steps < 1:
-            raise InputError(f"default_steps must be at least 1, got {self.default_steps}")
+            raise unknown_name("grid", str(self.spacing), grids.NAMES)
+        if not isinstance(self.default_steps, int) or self.default_steps < 1:
+            raise InputError(f"default_steps must be an integer >= 1, got {self.default_steps!r}")
 
     @property
     def particles(self) -> int:
@@ -75,7 +77,7 @@ class Guidance:
         """Raise `CapabilityError` for what `needs` cannot say; before the first network call."""
 
     def nfe(self, steps: int) -> int:
-        """Network evaluations per group for a run of `steps` moves that ends clean."""
+        """Network evaluations per group of a run of `steps` moves from alpha > 0 to clean."""
         return self.particles * (steps + self.transition.evaluations * (steps - 1))
 
     def vjps(self, steps: int) -> int:

@@ -75,8 +75,9 @@ class DPS(Guidance):
         super().__post_init__()
         if self.likelihood not in get_args(Likelihood):
             raise unknown_name("likelihood", self.likelihood, get_args(Likelihood))
-        if self.scale is not None and not 0 <= self.scale < math.inf:
-            raise InputError(f"scale must be a number >= 0 or None, got {self.scale}")
+        scale = self.scale
+        if scale is not None and not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
+            raise InputError(f"scale must be a number >= 0 or None, got {scale!r}")
 
     @staticmethod
     def preset(name: str) -> DPS:
@@ -146,8 +147,8 @@ class DPS(Guidance):
             w = _preconditioned(r, variance)
             direction = to_covariance * gradient(w)  # C A' w
             curvature = rows.dot(w, _jvp(operator, estimate.x0, a_x0, direction))  # <w, A C A' w>
-            length = rows.dot(r, w) / (rows.dot(w, variance * w) + curvature.clamp(min=0))
-            length = torch.where(rows.dot(r, w) > 0, scale * length, 0.0)  # lambda
+            total = rows.dot(w, variance * w) + curvature.clamp(min=0)
+            length = torch.where(total > 0, scale * rows.dot(r, w) / total, 0.0)  # lambda
             x0 = estimate.x0 + rows.expand(length, direction) * direction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}

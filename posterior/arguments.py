@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import operator as operator_
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from posterior import grids
-from posterior.errors import InputError, InputTypeError
+from posterior.errors import InputError, InputTypeError, PosteriorError
 from posterior.guidance.base import Guidance
 from posterior.operators.base import Operator
 from posterior.operators.noise import NoiseModel, as_noise_model
@@ -34,12 +35,15 @@ def build_problem(
     for name, value in (("y", y), ("source", source)):
         if value is not None:
             check_tensor(name, value, prior)
+    source = None if source is None else source.detach()
     if (operator is None) != (y is None):
         raise InputError("give operator and y together, or neither for unconditional draws")
     if operator is None or y is None:
         if noise is not None:
             raise InputError("noise= belongs to a measurement: give operator and y with it")
         event = _event(prior, None, None, source, shape)
+        if source is not None:
+            _check_conditions(prior, source.shape[0])
         return Problem(prior, source=source), event
     if not isinstance(operator, Operator):
         raise InputTypeError(
@@ -54,8 +58,9 @@ def build_problem(
         assert isinstance(decoder, Operator)
         operator = operator @ decoder
     event = _event(prior, operator, y, source, shape)
-    expected = operator.range_shape((y.shape[0], *event))
-    if tuple(expected) != tuple(y.shape):
+    _check_conditions(prior, y.shape[0])
+    expected = _range(operator, y, event)
+    if expected != tuple(y.shape):
         raise InputError(
             f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"
             f" shape {(y.shape[0], *event)}"
@@ -64,6 +69,32 @@ def build_problem(
     operator = operator.bind(event)
     y = operator.restrict(y.detach())
     return Problem(prior, operator, y, model, source), event
+
+
+def _check_conditions(prior: Prior, measurements: int) -> None:
+    if prior.measurements not in (None, measurements):
+        raise InputError(
+            f"the prior has conditions for {prior.measurements} measurements, there are"
+            f" {measurements}"
+        )
+
+
+def _range(operator: Operator, y: Tensor, event: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape of A(x) for as many x as there are measurements.
+
+    A is tried where the run will use it: that shows parameters for another number of measurements
+    or on another device. A black box may be slow, and says its shape by itself.
+    """
+    shape = (y.shape[0], *event)
+    if not operator.differentiable:
+        return tuple(operator.range_shape(shape))
+    try:
+        with torch.no_grad():
+            return tuple(operator(torch.zeros(shape, dtype=y.real.dtype, device=y.device)).shape)
+    except PosteriorError:
+        raise
+    except Exception as error:
+        raise InputError(f"{operator!r} fails on x of shape {shape}: {error}") from error
 
 
 def _event(
@@ -75,6 +106,8 @@ def _event(
 ) -> tuple[int, ...]:
     """The shape of one x, from whoever knows it."""
     if shape is not None:
+        if not isinstance(shape, Sequence):
+            raise InputTypeError(f"shape is that of one draw, e.g. (3, 64, 64), not {shape!r}")
         event = tuple(count("shape", s, 1) for s in shape)
     elif source is not None:
         event = tuple(source.shape[1:])
@@ -108,11 +141,12 @@ def check_tensor(name: str, value: Tensor, prior: Prior) -> None:
 
 def count(name: str, value: object, least: int) -> int:
     """An integer of at least `least`."""
-    if isinstance(value, bool) or not isinstance(value, int):
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
         raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if value < least:
-        raise InputError(f"{name} must be at least {least}, got {value}")
-    return value
+    number = operator_.index(value)
+    if number < least:
+        raise InputError(f"{name} must be at least {least}, got {number}")
+    return number
 
 
 def choose_levels(
@@ -123,18 +157,22 @@ def choose_levels(
 ) -> list[Level]:
     """The levels that were given, or those of the named or the method's own grid."""
     if grid is not None and not isinstance(grid, str):
-        levels = grids.check([Level(*level) for level in grid])
+        levels = grids.check(grid, prior.schedule)
         if steps is not None and steps != len(levels) - 1:
             raise InputError(f"steps={steps}, but the grid that was given has {len(levels) - 1}")
         return levels
     moves = guidance.default_steps if steps is None else count("steps", steps, 1)
     if grid is not None:
-        return grids.named(grid, prior.schedule, moves)
-    return guidance.grid(prior.schedule, moves)
+        levels = grids.named(grid, prior.schedule, moves)
+    else:
+        levels = guidance.grid(prior.schedule, moves)
+    if levels[0].alpha == 0 and prior.needs_signal:
+        levels = grids.with_signal(levels, prior.schedule)
+    return levels
 
 
 def state_dtype(problem: Problem) -> torch.dtype:
-    """Rows are float32, or float64 where the measurement or the prior is."""
+    """Float64 where the measurement (or else the source, or the prior) is, float32 otherwise."""
     given = problem.y if problem.y is not None else problem.source
     dtype = problem.prior.dtype if given is None else given.real.dtype
     return dtype if dtype == torch.float64 else torch.float32

@@ -47,8 +47,12 @@ class Checkpoint:
         """Content hash of every part of the identity."""
         return {name: fingerprint(part) for name, part in self.identity.items()}
 
-    def prepare(self) -> Checkpoint:
-        """Make the folder; refuse to replace the checkpoint of another run."""
+    def prepare(self, resumed: bool) -> Checkpoint:
+        """Make the folder; refuse to replace the checkpoint of another run, or unasked this one's.
+
+        Args:
+            resumed: the run continues a checkpoint, so its own may be replaced.
+        """
         folder = Path(self.folder)
         if folder.exists() and not folder.is_dir():
             raise FileProblem(f"checkpoint={folder} is a file: name a folder")
@@ -57,6 +61,10 @@ class Checkpoint:
                 self.load()
             except ResumeError as error:
                 raise FileProblem(f"{error}; choose another folder for this one") from None
+            if not resumed:
+                raise FileProblem(
+                    f"{self.path} holds this run already: continue it with resume=, or remove it"
+                )
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -79,10 +87,14 @@ class Checkpoint:
         tensors, metadata = load_tensors(self.path)
         if metadata.get("format") != _FORMAT:
             raise FileProblem(f"{self.path} is not the checkpoint of a run")
-        theirs = json.loads(metadata["identity"])
+        try:
+            theirs = json.loads(metadata["identity"])
+            done, nfe, vjp, seconds = json.loads(metadata["progress"])
+            failed = tensors["failed"]
+        except (KeyError, ValueError) as error:
+            raise FileProblem(f"{self.path} is a broken checkpoint: {error!r}") from None
         differ = [name for name, value in self.hashes.items() if value != theirs.get(name)]
         if differ:
             raise ResumeError(f"{self.path} holds another run; what differs: {', '.join(differ)}")
-        done, nfe, vjp, seconds = json.loads(metadata["progress"])
         state = {k.removeprefix("state."): v for k, v in tensors.items() if k.startswith("state.")}
-        return Saved(state, tensors["failed"], done, nfe, vjp, seconds)
+        return Saved(state, failed, done, nfe, vjp, seconds)

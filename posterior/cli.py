@@ -253,7 +253,7 @@ def demo(
     """Blur a photograph, tear holes into it, and restore it: a few minutes on two CPU cores."""
     with _errors(code=2):
         target = _free_name(Path("posterior-demo")) if out is None else out
-        from posterior.restoration import check_free
+        from posterior.folders import check_free
 
         check_free(target)
     with _errors(code=1):
@@ -316,7 +316,7 @@ def main() -> None:
 
 def _jobs(images: Sequence[Path], out: Path, overwrite: bool) -> list[_Job]:
     """Where each result goes; raises before anything is read if one may not go there."""
-    from posterior.restoration import check_free
+    from posterior.folders import check_free
 
     jobs: dict[Path, _Job] = {}
     for image in images:

@@ -36,7 +36,7 @@ class SamplingError(PosteriorError, RuntimeError):
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for an unknown name, with the nearest known ones."""
-    known = sorted(known)
+    name, known = str(name), sorted(known)
     near = difflib.get_close_matches(name, known, n=2, cutoff=0.5)
     hint = f"did you mean {' or '.join(map(repr, near))}?" if near else "known: " + ", ".join(known)
     return InputError(f"unknown {kind} {name!r}; {hint}")

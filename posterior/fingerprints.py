@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
+import os
 import types
 from collections.abc import Mapping, Sequence, Set
 
@@ -39,13 +41,16 @@ def _feed(digest: hashlib.blake2b, thing: object, above: frozenset[int]) -> None
         put(type(thing).__name__, repr(thing))
     elif isinstance(thing, Tensor):
         put("tensor", (thing.dtype, tuple(thing.shape)))
-        flat = thing.detach().cpu().contiguous().reshape(-1)
+        flat = thing.detach().cpu().resolve_conj().resolve_neg().contiguous().reshape(-1)
         digest.update(flat.view(torch.uint8).numpy().tobytes() if flat.numel() else b"")
     elif isinstance(thing, np.ndarray):
         put("array", (thing.dtype, thing.shape))
         digest.update(np.ascontiguousarray(thing).tobytes())
-    elif isinstance(thing, (torch.dtype, torch.device)):
-        put("torch", thing)
+    elif isinstance(thing, (torch.dtype, torch.device, np.generic, os.PathLike)):
+        put(type(thing).__name__, str(thing))
+    elif isinstance(thing, functools.partial):
+        put("partial")
+        _feed(digest, [thing.func, thing.args, thing.keywords], inner)
     elif isinstance(thing, torch.nn.Module):
         put("module", name_of(thing))
         _feed(digest, dict(thing.state_dict()), inner)
@@ -67,5 +72,7 @@ def _feed(digest: hashlib.blake2b, thing: object, above: frozenset[int]) -> None
         _feed(digest, thing.state(), inner)
     else:
         put("object", name_of(thing))
-        values = {k: v for k, v in getattr(thing, "__dict__", {}).items() if k[:1] != "_"}
-        _feed(digest, values, inner)
+        values = dict(getattr(thing, "__dict__", {}))
+        for slot in getattr(type(thing), "__slots__", ()):
+            values[slot] = getattr(thing, slot, None)
+        _feed(digest, {k: v for k, v in values.items() if k[:1] != "_"}, inner)

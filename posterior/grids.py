@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from posterior.errors import InputError, unknown_name
+from posterior.errors import InputError, InputTypeError, unknown_name
 from posterior.schedules import CLEAN, Discrete, Level, Schedule
 
 Grid = list[Level]
@@ -78,16 +78,31 @@ def of_ratios(schedule: Schedule, ratios: Sequence[float]) -> tuple[Grid, str]:
     return [schedule.level_of_ratio(r) for r in kept], note
 
 
-def check(levels: Sequence[Level]) -> Grid:
-    """A grid that was given by the caller: at least two levels, finite, noise at the start."""
-    grid = [Level(*map(float, level)) for level in levels]
+def check(levels: object, schedule: Schedule) -> Grid:
+    """A grid given by the caller: levels (t, alpha, sigma) of the schedule, noise first."""
+    try:
+        grid = [Level(*map(float, level)) for level in levels]  # type: ignore[attr-defined]  # in try
+    except (TypeError, ValueError):
+        raise InputTypeError("a grid is a name or a list of (t, alpha, sigma)") from None
     if len(grid) < 2:
         raise InputError("a grid needs at least two levels (noisy and clean)")
-    for t, alpha, sigma in grid:
-        inside = 0 <= t <= 1 and alpha >= 0 and sigma >= 0 and alpha + sigma > 0
-        if not (inside and math.isfinite(alpha) and math.isfinite(sigma)):
-            raise InputError(f"not a noise level (t, alpha, sigma): {(t, alpha, sigma)}")
+    for level in grid:
+        if not 0 <= level.t <= 1:
+            raise InputError(f"not a noise level (t, alpha, sigma): {tuple(level)}")
+        known = schedule.level(level.t)
+        if not all(math.isclose(a, b, abs_tol=1e-6) for a, b in zip(level, known, strict=True)):
+            raise InputError(
+                f"level {tuple(level)} is not one of {schedule}, which has {tuple(known)} at that t"
+            )
+    if grid[0].sigma == 0:
+        raise InputError("a grid must begin with noise: its first level is clean")
     return grid
+
+
+def with_signal(levels: Sequence[Level], schedule: Schedule) -> Grid:
+    """The grid with its first level, of noise alone, moved to where alpha > 0."""
+    ratio = max(LARGE, 2 * levels[1].ratio)
+    return [schedule.level_of_ratio(ratio), *levels[1:]]
 
 
 def _length(schedule: Schedule, steps: int) -> int:

@@ -10,11 +10,9 @@ from __future__ import annotations
 
 import os
 import struct
-import tempfile
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +22,7 @@ import torch
 from torch import Tensor
 
 from posterior.errors import FileProblem, InputError, InputTypeError
+from posterior.folders import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -157,27 +156,6 @@ def write_image(
         array = np.concatenate([array, _quantised(alpha.reshape(1, *alpha.shape[-2:]), bits)], -1)
     with replacing(path) as temporary:
         _encode(temporary, suffix, array, icc)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside `path` that takes its place if, and only if, the block succeeds."""
-    try:
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=path.suffix)
-    except OSError as problem:
-        raise FileProblem(f"cannot write {path}: {problem.strerror}") from None
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        mask = os.umask(0)
-        os.umask(mask)
-        temporary.chmod(0o666 & ~mask)
-        temporary.replace(path)
-    except OSError as problem:
-        raise FileProblem(f"cannot write {path}: {problem.strerror or problem}") from problem
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def from_integers(array: Array) -> Tensor:

@@ -21,7 +21,7 @@ def load_prior(name: str | os.PathLike[str]) -> Prior:
     """
     if not isinstance(name, (str, os.PathLike)):
         raise InputTypeError(f"a prior is loaded by name, not by {type(name).__name__}")
-    if name != "photo":
+    if os.fspath(name) != "photo":
         raise unknown_name("prior", os.fspath(name), BUNDLED)
     from posterior.priors.bundled import PhotoPrior
 

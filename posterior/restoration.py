@@ -9,12 +9,9 @@ from __future__ import annotations
 import math
 import os
 import re
-import shutil
 import statistics
-import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,8 @@ from torch import Tensor
 
 from posterior import metrics as scores
 from posterior.baselines import baseline_for
-from posterior.errors import CapabilityError, FileProblem, InputError, InputTypeError
+from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.folders import check_free, replacing_folder
 from posterior.guidance.base import Guidance
 from posterior.guidance.registry import resolve
 from posterior.images import ImageInfo, as_images, write_image
@@ -243,7 +241,7 @@ class Plan:
             degraded=self._shown(),
             original=None if self.clean is None else self.clean.cpu(),
             info=self.info,
-            title=f"{self.image_operator!r}, noise {full_scale(self.noise)}",
+            title=f"{self.image_operator!r}, noise {full_scale(self.noise).split(' = ')[-1]}",
         )
         return out if self.clean is None else self._scored(out)
 
@@ -611,59 +609,3 @@ def _timed(call: Any) -> float:
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     return time.perf_counter() - start
-
-
-# Folders -----------------------------------------------------------------------------------------
-
-_OURS = re.compile(
-    r"(degraded|mean|std|sheet|draw-\d+)\.png|samples\.safetensors|report\.json|\d+", re.ASCII
-)
-
-
-def check_free(folder: Path, overwrite: bool = False) -> None:
-    """Raise `FileProblem` unless results may be written to `folder`; touches nothing."""
-    if folder.is_dir():
-        held = sorted(path.name for path in folder.iterdir())
-        foreign = [name for name in held if not _OURS.fullmatch(name)]
-        if held and not overwrite:
-            raise FileProblem(f"{folder} exists and is not empty: overwrite it or name another")
-        if foreign:
-            raise FileProblem(
-                f"{folder} holds files that are not an earlier result ({foreign[0]}): it is never "
-                "overwritten, name another folder"
-            )
-    elif folder.exists() or folder.is_symlink():
-        raise FileProblem(f"{folder} is a file: name a folder")
-    parent = next(path for path in folder.absolute().parents if path.exists())
-    if not parent.is_dir():
-        raise FileProblem(f"{folder} cannot be made: {parent} is a file")
-    if not os.access(parent, os.W_OK | os.X_OK):
-        raise FileProblem(f"{folder} cannot be made: {parent} is not writable")
-
-
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """A new folder that takes the place of `folder` if, and only if, the block succeeds."""
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        work = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    except OSError as problem:
-        raise FileProblem(f"cannot write {folder}: {problem.strerror}") from None
-    new, old = work / "new", work / "old"
-    try:
-        new.mkdir()
-        yield new
-        if folder.exists():
-            folder.rename(old)
-        try:
-            new.rename(folder)
-        except OSError:
-            if old.exists():
-                old.rename(folder)
-            raise
-    except OSError as problem:
-        if isinstance(problem, FileProblem):
-            raise
-        raise FileProblem(f"cannot write {folder}: {problem.strerror or problem}") from problem
-    finally:
-        shutil.rmtree(work, ignore_errors=True)

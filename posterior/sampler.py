@@ -111,6 +111,7 @@ class _Layout:
         return numbered[skip : skip + self.n]
 
 
+@torch.no_grad()
 def sample(
     prior: Prior,
     operator: Operator | None = None,
@@ -169,7 +170,7 @@ def sample(
     given = problem.y if problem.y is not None else problem.source
     layout = _Layout(
         n=count("n", n, 1),
-        measurements=1 if given is None else given.shape[0],
+        measurements=(prior.measurements or 1) if given is None else given.shape[0],
         first_draw=count("first_draw", first_draw, 0),
         particles=guidance.particles,
         yields=guidance.yields,
@@ -190,7 +191,9 @@ def sample(
         "shape and dtype": (event, dtype),
     }
     saved = None if resume is None else Checkpoint(resume, identity).load()
-    store = None if checkpoint is None else Checkpoint(checkpoint, identity).prepare()
+    store = (
+        None if checkpoint is None else Checkpoint(checkpoint, identity).prepare(resume is not None)
+    )
 
     chunks = _chunks(problem, guidance, levels, layout, seeds, event, dtype, size)
     run = _Run(guidance, chunks, list(pairwise(levels)), layout, prior.counts, started)

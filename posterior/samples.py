@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
 import os
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,7 +21,7 @@ from posterior.errors import FileProblem, InputError
 _FORMAT = "posterior.samples/1"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Samples:
     """Draws from p(x | y), n for each of B measurements.
 
@@ -51,7 +51,7 @@ class Samples:
     def mean(self) -> Tensor:
         """Mean over the draws that did not fail, (B, *event)."""
         kept = self._weights()
-        return (self.draws * kept).sum(0) / kept.sum(0)
+        return torch.where(kept > 0, self.draws, 0).sum(0) / kept.sum(0)
 
     @cached_property
     def std(self) -> Tensor:
@@ -59,7 +59,7 @@ class Samples:
         kept = self._weights()
         if bool((kept.sum(0) < 2).any()):
             raise InputError("a standard deviation needs at least two draws: ask for n >= 2")
-        squares = ((self.draws - self.mean) ** 2 * kept).sum(0)
+        squares = torch.where(kept > 0, (self.draws - self.mean) ** 2, 0).sum(0)
         return (squares / (kept.sum(0) - 1)).sqrt()
 
     def quantile(self, q: float) -> Tensor:
@@ -122,8 +122,7 @@ class Samples:
             tensors["latents"] = self.latents
         tensors |= {f"diagnostics.{k}": v for k, v in self.diagnostics.items()}
         save_tensors(data, tensors, {"format": _FORMAT, "provenance": json.dumps(self.provenance)})
-        text = json.dumps(self.summary(), indent=2) + "\n"
-        write_atomically(report, text.encode())
+        write_atomically(report, to_json(self.summary()))
         return out
 
     def summary(self) -> dict[str, Any]:
@@ -150,14 +149,27 @@ class Samples:
         )
 
 
+def to_json(value: object) -> bytes:
+    """A JSON document; null for the numbers that JSON does not have (inf, nan)."""
+
+    def plain(value: object) -> object:
+        if isinstance(value, float) and not math.isfinite(value):
+            return None
+        if isinstance(value, Mapping):
+            return {k: plain(v) for k, v in value.items()}
+        return [plain(v) for v in value] if isinstance(value, (list, tuple)) else value
+
+    return (json.dumps(plain(value), indent=2) + "\n").encode()
+
+
 def write_atomically(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
+    part = path.with_name(f".part-{path.name}")
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".part-", delete=False) as part:
-            part.write(data)
-        os.chmod(part.name, 0o644)
-        os.replace(part.name, path)
+        part.write_bytes(data)
+        os.replace(part, path)
     except OSError as error:
+        part.unlink(missing_ok=True)
         raise FileProblem(f"cannot write {path}: {error}") from None
 
 

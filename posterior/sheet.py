@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from posterior.images import replacing
+from posterior.folders import replacing
 
 if TYPE_CHECKING:
     from posterior.restoration import Restoration

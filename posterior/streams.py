@@ -63,9 +63,9 @@ def key_of(seed: int, name: str, j: int = 0) -> tuple[int, int]:
     return int.from_bytes(digest[:4], "little"), int.from_bytes(digest[4:], "little")
 
 
-def seeds_of(seed: int | Sequence[int], measurements: int) -> list[int]:
+def seeds_of(seed: object, measurements: int) -> list[int]:
     """One integer per measurement: `seed + b` for measurement b, or the ints that were given."""
-    if isinstance(seed, Sequence):
+    if isinstance(seed, Sequence) and not isinstance(seed, str):
         if len(seed) != measurements:
             raise InputError(f"{len(seed)} seeds for {measurements} measurements: give one each")
         return [check_seed(s) for s in seed]

@@ -41,12 +41,13 @@ def cache_folder() -> Path:
 
 def image_path(entry: Entry) -> Path:
     """The photograph of a manifest entry in the cache."""
-    return cache_folder() / "images" / (entry["id"] + Path(entry["file"]).suffix.lower())
+    suffix = Path(entry["file"]).suffix.lower()
+    return cache_folder() / "images" / f"{entry['id']}{suffix}"
 
 
 def matches(entry: Entry, data: bytes) -> bool:
     """Whether these bytes are the photograph of the manifest."""
-    return hashlib.sha256(data).hexdigest() == entry["sha256"]
+    return hashlib.sha256(data).hexdigest() == str(entry["sha256"])
 
 
 def download(source: str, package: str, version: str) -> Path:

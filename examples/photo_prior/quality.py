@@ -165,7 +165,7 @@ def run_draws(net: PhotoNet, count: int, steps: int, sheet: Path | None) -> None
         photo = photos[k % len(photos)]
         factor = float(rng.choice([1.0, 0.64, 0.41]))
         photo = photo.resize((round(photo.width * factor), round(photo.height * factor)))
-        left, top = rng.integers(photo.width - 63), rng.integers(photo.height - 63)
+        left, top = int(rng.integers(photo.width - 63)), int(rng.integers(photo.height - 63))
         real.append(np.asarray(photo.crop((left, top, left + 64, top + 64))))
     sets = {
         "draws": draws.double().permute(0, 2, 3, 1).numpy(),

@@ -52,7 +52,7 @@ class Patches:
                 continue
             photo = load_photo(entry)
             for k in range(scales):
-                size = tuple(round(side * ratio**k) for side in photo.size)
+                size = round(photo.width * ratio**k), round(photo.height * ratio**k)
                 if min(size) < smallest:
                     break
                 filter_ = Image.Resampling.LANCZOS if k % 2 else Image.Resampling.BICUBIC
@@ -135,7 +135,7 @@ class Sphere:
         self.adam.step()
         self.adam.zero_grad()
         for p, length in zip(self.kernels, self.lengths, strict=True):
-            p *= length / p.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
+            p.mul_(length / p.flatten(1).norm(dim=1).view(-1, 1, 1, 1))
 
 
 @torch.no_grad()

@@ -124,6 +124,16 @@ class Prior(ABC):
         if self.event_shape is not None and event != self.event_shape:
             raise InputError(f"the prior makes x of shape {self.event_shape}, not {event}")
 
+    @property
+    def needs_signal(self) -> bool:
+        """Whether `denoise` cannot answer where alpha = 0, because it divides by alpha."""
+        return False
+
+    @property
+    def measurements(self) -> int | None:
+        """How many measurements the prior has conditions for; None for any number."""
+        return None
+
     def state(self) -> object:
         """What defines the prior, for content hashes: plain values, tensors, containers."""
         return {k: v for k, v in vars(self).items() if k != "counts"}

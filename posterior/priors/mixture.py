@@ -196,6 +196,12 @@ class GaussianMixture(Prior):
                 )
         return [k for k in many if isinstance(k, int)]
 
+    @property
+    def measurements(self) -> int | None:
+        """How many measurements have a condition of their own; None where there are none."""
+        rows_of_conditions = self._log_weights.shape[0]
+        return None if rows_of_conditions == 1 else rows_of_conditions
+
     def take(self, index: Sequence[int]) -> GaussianMixture:
         """The conditions of the measurements `index`; without such conditions, the prior itself."""
         if self._log_weights.shape[0] == 1:

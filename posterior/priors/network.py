@@ -140,7 +140,8 @@ class NetworkPrior(Prior):
             else torch.autocast(x.device.type, self.compute_dtype)
         )
         with cast:
-            output = self.module(x.to(inner), time.to(inner))
+            # a half-precision time cannot tell index 998 from 1000
+            output = self.module(x.to(inner), time.to(torch.promote_types(inner, torch.float32)))
         if not isinstance(output, Tensor):
             raise InputTypeError(
                 f"the network must return a tensor, not {type(output).__name__}: wrap it"
@@ -154,6 +155,11 @@ class NetworkPrior(Prior):
                 f"{output.shape[1]}"
             )
         return output[:, : x.shape[1]], output[:, x.shape[1] :]
+
+    @property
+    def needs_signal(self) -> bool:
+        """Whether x0 is found by dividing by alpha."""
+        return self.parametrisation in ("eps", "score", "edm")
 
     def state(self) -> object:
         """What defines the prior: the weights and how they are read."""

@@ -71,8 +71,8 @@ CASES = {
         InputError, "exactly one",
     ),
     "mask file missing": ({"operator": "inpaint:edit=nowhere.png"}, FileProblem, "nowhere"),
-    "hole larger than the image": ({"operator": "inpaint:box=64"}, InputError, ""),
-    "keep_fraction above 1": ({"operator": "inpaint:keep_fraction=1.5"}, InputError, ""),
+    "hole larger than the image": ({"operator": "inpaint:box=64"}, InputError, "box|hole|size"),
+    "keep_fraction above 1": ({"operator": "inpaint:keep_fraction=2"}, InputError, "keep_frac"),
     "even kernel": ({"operator": lambda: Blur(kernel=torch.ones(4, 4))}, InputError, "even"),
     "kernel with NaN": (
         {"operator": lambda: Blur(kernel=torch.full((3, 3), torch.nan))}, InputError, "NaN"
@@ -83,7 +83,7 @@ CASES = {
     ),
     "factor 0": ({"operator": lambda: SuperResolution(factor=0)}, InputError, "factor"),
     "factor that does not divide": (
-        {"operator": lambda: SuperResolution(factor=5), "simulate": True}, InputError, ""
+        {"operator": lambda: SuperResolution(factor=5), "simulate": True}, InputError, "factor|divi"
     ),
     "not degraded by this operator": (
         {"operator": from_callable(lambda x: x[..., ::2, ::2])}, InputError, "simulate"
@@ -93,9 +93,9 @@ CASES = {
         CapabilityError, "gradient",
     ),
     # noise
-    "noise below 0": ({"noise": -0.1}, InputError, ""),
-    "noise NaN": ({"noise": float("nan")}, InputError, ""),
-    "noise a text": ({"noise": "low"}, PosteriorError, ""),
+    "noise below 0": ({"noise": -0.1}, InputError, "noise|std"),
+    "noise NaN": ({"noise": float("nan")}, InputError, "noise|std"),
+    "noise a text": ({"noise": "low"}, InputTypeError, "noise|std"),
     "noise not to be estimated": (
         {"noise": None, "operator": "inpaint:keep_fraction=0.02"}, InputError, "noise="
     ),
@@ -112,7 +112,7 @@ CASES = {
     "seed a text": ({"seed": "lucky"}, PosteriorError, "seed"),
     "too many seeds": ({"seed": [1, 2, 3]}, InputError, "seeds"),
     "max_batch = 0": ({"max_batch": 0}, InputError, "max_batch"),
-    "nothing to resume": ({"resume": "nowhere"}, (ResumeError, FileProblem), ""),
+    "nothing to resume": ({"resume": "nowhere"}, (ResumeError, FileProblem), "nowhere|checkpoint"),
 }  # fmt: skip
 
 

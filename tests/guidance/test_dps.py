@@ -10,7 +10,7 @@ from torch import Tensor
 
 import posterior
 from posterior import guidance, operators, priors
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError, InputError, PosteriorError
 from posterior.guidance.base import Step
 from posterior.guidance.dps import PRESETS
 from posterior.operators.noise import GaussianNoise, PoissonNoise
@@ -314,8 +314,20 @@ def test_noise_model_that_the_form_cannot_use(
 
 @pytest.mark.parametrize(
     "arguments",
-    [{"scale": -1.0}, {"scale": float("nan")}, {"likelihood": "gausian"}, {"spacing": "karas"}],
+    [
+        {"scale": -1.0},
+        {"scale": float("nan")},
+        {"scale": "1"},
+        {"likelihood": "gausian"},
+        {"spacing": "karas"},
+        {"spacing": 5},
+        {"default_steps": "5"},
+        {"default_steps": 1.5},
+        {"transition": "ddim"},
+        {"transition": None},
+    ],
+    ids=repr,
 )
 def test_bad_settings_are_refused_at_construction(arguments: dict) -> None:
-    with pytest.raises(InputError):
+    with pytest.raises(PosteriorError):
         guidance.DPS(**arguments)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -19,9 +21,10 @@ from posterior.errors import (
     ResumeError,
     SamplingError,
 )
+from posterior.fingerprints import fingerprint
 from posterior.guidance.base import Guidance
 from posterior.priors.base import Prior
-from posterior.schedules import EDM, VPLinear
+from posterior.schedules import EDM, RectifiedFlow, Schedule, VPCosine, VPLinear
 from posterior.transitions import DDIM, Heun
 
 SHAPE = (1, 6, 6)
@@ -269,7 +272,11 @@ BAD = {
     "unknown grid": ({"grid": "karas"}, InputError, "did you mean 'karras'"),
     "grid of one level": ({"grid": [(1.0, 0.0, 1.0)]}, InputError, "two levels"),
     "grid with NaN": ({"grid": [(1.0, 0.0, float("nan")), (0, 1, 0)]}, InputError, "level"),
-    "steps against grid": ({"grid": [(1.0, 0.1, 1.0), (0, 1, 0)]}, InputError, "steps=3"),
+    "grid of other numbers": ({"grid": [(1.0, 0.1), (0, 1)]}, InputTypeError, "alpha, sigma"),
+    "grid a number": ({"grid": 5}, InputTypeError, "alpha, sigma"),
+    "grid of another schedule": ({"grid": [(1.0, 0.1, 1.0), (0, 1, 0)]}, InputError, "not one of"),
+    "grid that begins clean": ({"grid": [(0, 1, 0), (0, 1, 0)]}, InputError, "begin with noise"),
+    "shape a number": ({"shape": 64}, InputTypeError, "shape"),
     "shape of another prior": ({"shape": (1, 5, 5)}, InputError, "shape"),
     "source of another shape": ({"source": torch.zeros(1, 1, 5, 5)}, InputError, "shape|source"),
     "black box": (
@@ -290,6 +297,112 @@ def test_bad_input_is_refused_before_any_network_call(case: str) -> None:
         posterior.sample(**arguments)
     if isinstance(prior, Prior):
         assert prior.counts.nfe == before
+
+
+def test_steps_that_contradict_the_grid() -> None:
+    prior = gaussian()
+    levels = [tuple(level) for level in Guidance().grid(prior.schedule, 4)]
+    with pytest.raises(InputError, match="steps=3"):
+        posterior.sample(prior, steps=3, grid=levels)
+
+
+def test_no_graph_grows_along_the_run() -> None:
+    """An operator with trainable weights, and a source that wants a gradient, stay outside."""
+    net = torch.nn.Conv2d(1, 1, 3, padding=1)
+    operator = operators.from_callable(net, differentiable=True, batched=True)
+    run = posterior.sample(gaussian(), operator, measurement(), noise=0.2, steps=3)
+    assert not run.draws.requires_grad
+    source = measurement().requires_grad_()
+    assert not posterior.sample(gaussian(), source=source, steps=3).draws.requires_grad
+
+
+def test_conditions_that_differ_by_measurement() -> None:
+    """One component for each measurement; another number of them is refused."""
+    means = torch.tensor([[-5.0], [5.0], [20.0]])
+    prior = priors.GaussianMixture(torch.ones(3) / 3, means, 0.01)
+    free = posterior.sample(prior.given([0, 1]), n=3, steps=50).draws
+    assert free.shape == (3, 2, 1)
+    assert (free[:, 0] < -4).all()
+    assert (free[:, 1] > 4).all()
+    operator = operators.from_matrix(torch.eye(1))
+    for conditions in ([0, 1, 2], [0, 1]):
+        y = torch.zeros(2 if len(conditions) == 3 else 3, 1)
+        with pytest.raises(InputError, match="conditions for"):
+            posterior.sample(prior.given(conditions), operator, y, noise=1.0, steps=2)
+
+
+def test_parameters_for_another_number_of_measurements() -> None:
+    kernels = torch.ones(3, 1, 3, 3) / 9
+    with pytest.raises(InputError, match="3"):
+        posterior.sample(
+            gaussian(), operators.Blur(kernel=kernels), measurement(2), noise=0.2, steps=2
+        )
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), EDM(), VPCosine()], ids=repr)
+def test_no_noise_at_all(schedule: Schedule) -> None:
+    """Noise 0 leaves the prior's own spread as the scale of the likelihood."""
+    prior = priors.Gaussian(torch.zeros(4), 1.0, schedule=schedule)
+    y = torch.ones(1, 4)
+    run = posterior.sample(prior, operators.from_matrix(torch.eye(4)), y, noise=0.0, steps=50)
+    torch.testing.assert_close(run.draws[0], y, atol=0.02, rtol=0)
+    assert run.diagnostics["residual"].isnan().all()
+
+
+@pytest.mark.parametrize("kind", ["eps", "score", "edm", "v", "x0", "velocity"])
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), VPCosine()], ids=repr)
+def test_every_parametrisation_runs_where_the_schedule_begins_with_noise_alone(
+    kind: str, schedule: Schedule
+) -> None:
+    class Zero(torch.nn.Module):
+        def forward(self, x: Tensor, time: Tensor) -> Tensor:
+            return torch.zeros_like(x)
+
+    prior = priors.NetworkPrior(Zero(), kind, schedule, event_shape=(3,))
+    run = posterior.sample(prior, steps=5)
+    first = run.provenance["levels"][0]
+    assert (first[1] == 0) is (kind in ("v", "x0", "velocity"))
+    assert torch.isfinite(run.draws).all()
+
+
+def test_a_report_without_residual_is_valid_json(tmp_path: Path) -> None:
+    prior = priors.Gaussian(torch.zeros(4), 1.0)
+    y = torch.ones(1, 4)
+    run = posterior.sample(prior, operators.from_matrix(torch.eye(4)), y, noise=0.0, steps=5)
+    report = (run.save(tmp_path / "out") / "report.json").read_text()
+    assert json.loads(report, parse_constant=pytest.fail)["diagnostics"]["residual"] == [[None]]
+
+
+def test_a_finished_or_stopped_run_is_not_replaced_unasked(tmp_path: Path) -> None:
+    run = {"noise": 0.2, "steps": 6}
+    posterior.sample(
+        gaussian(), BLUR, measurement(), checkpoint=tmp_path, callback=lambda s: True, **run
+    )
+    with pytest.raises(FileProblem, match="resume="):
+        posterior.sample(gaussian(), BLUR, measurement(), checkpoint=tmp_path, **run)
+
+
+def test_fingerprints_tell_values_apart() -> None:
+    class Slotted:
+        __slots__ = ("a",)
+
+        def __init__(self, a: int) -> None:
+            self.a = a
+
+    pairs = [
+        (np.int64(1), np.int64(2)),
+        (np.float32(1), np.float32(2)),
+        (functools.partial(print, 1), functools.partial(print, 2)),
+        (Path("a"), Path("b")),
+        (Slotted(1), Slotted(2)),
+        (torch.ones(2), torch.ones(2).double()),
+        (torch.ones(2, 1), torch.ones(1, 2)),
+        ([1, [2]], [[1], 2]),
+        (torch.tensor([1j]).conj(), torch.tensor([1j])),
+    ]
+    for one, other in pairs:
+        assert fingerprint(one) != fingerprint(other)
+        assert fingerprint(one) == fingerprint(one)
 
 
 def test_grid_outside_the_schedule_is_refused() -> None:
