@@ -13,15 +13,15 @@ from pathlib import Path
 from posterior.errors import FileProblem
 
 _OURS = re.compile(
-    r"(degraded|mean|std|sheet|draw-\d+)\.png|samples\.safetensors|report\.json|\d+", re.ASCII
+    r"(degraded|mean|std|sheet|draw-\d+)\.png|samples\.safetensors|report\.json", re.ASCII
 )
 
 
 def check_free(folder: Path, overwrite: bool = False) -> None:
     """Raise `FileProblem` unless results may be written to `folder`; touches nothing."""
     if folder.is_dir():
-        held = sorted(path.name for path in folder.iterdir())
-        foreign = [name for name in held if not _OURS.fullmatch(name)]
+        held = sorted(folder.iterdir())
+        foreign = [path.name for path in held if not _is_ours(path)]
         if held and not overwrite:
             raise FileProblem(f"{folder} exists and is not empty: overwrite it or name another")
         if foreign:
@@ -36,6 +36,13 @@ def check_free(folder: Path, overwrite: bool = False) -> None:
         raise FileProblem(f"{folder} cannot be made: {parent} is a file")
     if not os.access(parent, os.W_OK | os.X_OK):
         raise FileProblem(f"{folder} cannot be made: {parent} is not writable")
+
+
+def _is_ours(path: Path) -> bool:
+    """A file of an earlier result, or the numbered folder of one image of a batch."""
+    if path.name.isdecimal() and path.is_dir() and not path.is_symlink():
+        return all(_OURS.fullmatch(inner.name) and inner.is_file() for inner in path.iterdir())
+    return bool(_OURS.fullmatch(path.name)) and path.is_file()
 
 
 @contextmanager
@@ -54,8 +61,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
             folder.rename(old)
         try:
             new.rename(folder)
-        except OSError:
-            if old.exists():
+        except BaseException:  # an interrupt between the two renames too
+            if old.exists() and not folder.exists():
                 old.rename(folder)
             raise
     except OSError as problem:

@@ -32,7 +32,7 @@ from posterior.operators.noise import NoiseModel
 from posterior.priors.base import Prior
 from posterior.problem import Problem
 from posterior.sampler import Callback, sample
-from posterior.samples import Samples, write_atomically
+from posterior.samples import Samples, to_json, write_atomically
 from posterior.sheet import full_scale_std, write_sheet
 
 SIMULATED_NOISE = 0.04
@@ -115,11 +115,9 @@ class Restoration(Samples):
         return out
 
     def _write_report(self, path: Path, whites: Sequence[float | None]) -> None:
-        import json
-
         summary = self.summary()
         summary["image"]["std_white"] = whites[0] if len(whites) == 1 else list(whites)
-        write_atomically(path, (json.dumps(_finite(summary), indent=2) + "\n").encode())
+        write_atomically(path, to_json(summary))
 
     def _write_images(self, folder: Path, b: int) -> float | None:
         bits, height, width = self.info.bits, *self.draws.shape[-2:]
@@ -582,15 +580,6 @@ def _metric_lines(found: Mapping[str, Any]) -> list[str]:
         ssim = f", SSIM {_average(part['ssim']):.3f}" if "ssim" in part else ""
         lines.append(f"{label or part['name']}: PSNR {_average(part['psnr']):.2f} dB{ssim}")
     return lines
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity and no NaN: null instead."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _finite(v) for k, v in value.items()}
-    return [_finite(v) for v in value] if isinstance(value, (list, tuple)) else value
 
 
 def _alpha_of_size(alpha: Tensor | None, height: int, width: int) -> Tensor | None:

@@ -243,6 +243,18 @@ def test_saving_is_all_or_nothing(
     assert listing(tmp_path) == before
 
 
+def test_overwriting_spares_numbered_folders_of_other_things(
+    tmp_path: Path, cat: np.ndarray
+) -> None:
+    out = run(cat, n=1)
+    photographs = tmp_path / "out" / "2023"
+    photographs.mkdir(parents=True)
+    (photographs / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(FileProblem, match="2023"):
+        out.save(tmp_path / "out", overwrite=True)
+    assert (photographs / "holiday.jpg").read_bytes() == b"mine"
+
+
 def test_the_sheet(tmp_path: Path, cat: np.ndarray) -> None:
     out = run(cat, simulate=True, n=3)
     for result in (out, run(cat, n=1), run(cat[:, :40], n=9)):
