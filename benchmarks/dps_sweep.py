@@ -19,24 +19,19 @@ from photographs import TASKS, crops
 import posterior
 from posterior.guidance import DPS
 from posterior.guidance.base import Guidance
+from posterior.metrics import psnr
 from posterior.operators.noise import GaussianNoise
-from posterior.transitions import DDIM, DDPM
+from posterior.transitions import DDIM
 
 VARIANTS: dict[str, Guidance] = {
-    "gaussian": DPS(),
-    "gaussian karras": DPS(spacing="karras"),
-    "gaussian eta 0.5": DPS(transition=DDIM(0.5)),
-    "gaussian eta 0": DPS(transition=DDIM(0.0)),
-    "gaussian x0.5": DPS(scale=0.5),
-    "gaussian x1.5": DPS(scale=1.5),
-    "gaussian uniform": DPS(spacing="uniform"),
-    **{f"norm {z:g}": DPS(likelihood="norm", scale=z, transition=DDPM) for z in (0.3, 1.0, 3.0)},
+    "gaussian karras": DPS(),
+    "gaussian": DPS(spacing="log_ratio"),
+    "gaussian eta 0.5": DPS(spacing="log_ratio", transition=DDIM(0.5)),
+    "norm 0.3": DPS(likelihood="norm", scale=0.3, spacing="log_ratio"),
+    "norm 1": DPS(likelihood="norm", scale=1.0, spacing="log_ratio"),
+    "norm 1 karras": DPS(likelihood="norm", scale=1.0),
+    "norm 3 karras": DPS(likelihood="norm", scale=3.0),
 }
-
-
-def psnr(x: torch.Tensor, truth: torch.Tensor) -> float:
-    """PSNR in dB of images in [-1, 1], clipped."""
-    return float(-10 * torch.log10(((x.clamp(-1, 1) - truth) / 2).square().mean()))
 
 
 def main() -> None:
@@ -67,8 +62,8 @@ def main() -> None:
                         steps=args.steps, n=args.draws, seed=k, shape=x.shape[1:],
                     )  # fmt: skip
                     results[key] = {
-                        "mean": psnr(run.mean, x),
-                        "draw": sum(psnr(d, x) for d in run.draws) / args.draws,
+                        "mean": float(psnr(run.mean, x)),
+                        "draw": float(torch.stack([psnr(d, x) for d in run.draws]).mean()),
                         "residual": float(run.diagnostics["residual"].mean()),
                         "seconds": time.perf_counter() - start,
                     }

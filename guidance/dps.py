@@ -61,6 +61,7 @@ class DPS(Guidance):
     The gradient is taken with respect to x_t and applied to x_s, per row: norms are over one draw.
     """
 
+    spacing: str = "karras"
     likelihood: Likelihood = "gaussian"
     scale: float | None = None
     clamp: bool = False

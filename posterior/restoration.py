@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from posterior import metrics as scores
+from posterior.arguments import count
 from posterior.baselines import baseline_for
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.folders import check_free, replacing_folder
@@ -104,10 +105,10 @@ class Restoration(Samples):
         check_free(out, overwrite)
         with replacing_folder(out) as new:
             super().save(new)
-            count = self.draws.shape[1]
+            images = self.draws.shape[1]
             whites = []
-            for b in range(count):
-                into = new if count == 1 else new / str(b)
+            for b in range(images):
+                into = new if images == 1 else new / str(b)
                 into.mkdir(exist_ok=True)
                 whites.append(self._write_images(into, b))
                 self.sheet(into / "sheet.png", b)
@@ -355,8 +356,8 @@ def prepare(
     crop: str | int | None = None,
 ) -> Plan:
     """Everything of `restore` up to the first network call; see there."""
-    n = _count("n", n)
-    steps = None if steps is None else _count("steps", steps)
+    n = count("n", n, 1)
+    steps = None if steps is None else count("steps", steps, 1)
     applied = as_operator(operator)
     noise_model = None if noise is None else as_noise_model(noise)
     pixels, info = as_images(image)
@@ -531,14 +532,6 @@ def _for_prior(
                 return operator @ ChannelMean(), colour
         raise
     return operator, event
-
-
-def _count(name: str, value: object) -> int:
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
-    if value < 1:
-        raise InputError(f"{name} must be at least 1, got {value}")
-    return value
 
 
 # Scores ------------------------------------------------------------------------------------------

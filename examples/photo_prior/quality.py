@@ -122,7 +122,7 @@ def heun(net: PhotoNet, count: int, size: int, steps: int, seed: int) -> Tensor:
     high, low = config.sigma_max ** (1 / rho), config.sigma_min ** (1 / rho)
     grid = [*((high + ramp * (low - high)) ** rho).tolist(), 0.0]
     generator = torch.Generator().manual_seed(seed)
-    x = grid[0] * torch.randn(count, 3, size, size, generator=generator)
+    x: Tensor = grid[0] * torch.randn(count, 3, size, size, generator=generator)
     for now, after in pairwise(grid):
         slope = (x - denoise(net, x, torch.full((count,), now))) / now
         guess = x + (after - now) * slope
@@ -216,7 +216,7 @@ def run_speed(net: PhotoNet) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Measure the photo prior.")
     parser.add_argument("what", choices=("denoise", "bm3d", "draws", "speed"))
     parser.add_argument("--weights", type=Path, default=WEIGHTS)
     parser.add_argument("--draws", type=int, default=128)

@@ -178,9 +178,9 @@ class Score:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
+    parser = argparse.ArgumentParser(description="Train one slice of the photo prior.")
     parser.add_argument("--minutes", type=float, default=90, help="length of this slice")
-    parser.add_argument("--rate", type=float, default=0.01, help="peak relative step length")
+    parser.add_argument("--rate", type=float, default=0.03, help="peak relative step length")
     parser.add_argument("--warm-start", type=Path, help="weights (.safetensors) to begin from")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted slice")
     parser.add_argument("--pixels", type=int, default=16 * 64 * 64, help="pixels of one batch")
@@ -237,9 +237,9 @@ def main() -> None:
         loss = (losses / uncertainty[where]).mean()
         if loss.item() < 4:  # about 1 as a rule; a batch far off would undo many others
             loss.backward()
-        uncertainty.index_copy_(0, where, uncertainty[where].lerp(losses.detach().clamp(max=2), 0.02)).clamp_(
-            min=1e-3
-        )
+        uncertainty.index_copy_(
+            0, where, uncertainty[where].lerp(losses.detach().clamp(max=2), 0.02)
+        ).clamp_(min=1e-3)
 
         spent = time.monotonic() - begin
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, spent / total)))
