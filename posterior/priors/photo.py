@@ -177,4 +177,4 @@ class PhotoNet(nn.Module):
             config[name] = tuple(config[name])
         net = cls(PhotoConfig(**config))
         net.load_state_dict(tensors)
-        return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload, no-any-return]
+        return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]  # of torch
