@@ -33,7 +33,7 @@ def test_every_grid_falls_from_noise_to_clean(name: str, steps: int, schedule: o
         low, high = schedule.ratio_range
         assert ratios[0] == pytest.approx(high) if math.isfinite(high) else ratios[0] == math.inf
         assert ratios[-2] == pytest.approx(low or grids.SMALL)
-    assert grids.check(grid) == grid
+    assert grids.check(grid, schedule) == grid
 
 
 def test_karras_formula() -> None:
@@ -91,6 +91,7 @@ def test_bad_grids_are_refused() -> None:
         [Level(2.0, 1.0, 1.0), CLEAN],
         [Level(0.5, -1.0, 1.0), CLEAN],
         [Level(0.5, 0.0, 0.0), CLEAN],
+        [Level(0.5, 1.0, 2.0), CLEAN],  # another schedule's level at that time
     ):
         with pytest.raises(InputError):
-            grids.check(bad)
+            grids.check(bad, VE())
