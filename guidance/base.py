@@ -47,7 +47,7 @@ class Guidance:
     """
 
     transition: Transition = DDPM
-    spacing: str = "log_ratio"
+    spacing: str = "karras"
     default_steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()

@@ -32,8 +32,8 @@ from torch import Tensor
 
 from posterior import rows
 from posterior.errors import CapabilityError, InputError, unknown_name
+from posterior.guidance._moments import guided_correction
 from posterior.guidance.base import Guidance, State, Step
-from posterior.operators.base import Operator
 from posterior.operators.noise import PoissonNoise
 from posterior.problem import Problem
 from posterior.streams import Noise
@@ -61,7 +61,6 @@ class DPS(Guidance):
     The gradient is taken with respect to x_t and applied to x_s, per row: norms are over one draw.
     """
 
-    spacing: str = "karras"
     likelihood: Likelihood = "gaussian"
     scale: float | None = None
     clamp: bool = False
@@ -101,17 +100,13 @@ class DPS(Guidance):
 
     def check(self, problem: Problem) -> None:
         """The noise model must be one that the likelihood can use."""
-        _, y, noise_model = problem.measured()
+        _, _, noise_model = problem.measured()
         if self.likelihood.startswith("poisson") and not isinstance(noise_model, PoissonNoise):
             raise CapabilityError(
                 f'DPS(likelihood="{self.likelihood}") needs PoissonNoise; for Gaussian noise take'
                 ' likelihood="gaussian" or "norm"'
             )
-        variance = noise_model.variance(y)
-        if _by_entry(variance) and bool((torch.as_tensor(variance) == 0).any()):
-            raise CapabilityError(
-                "DPS needs a noise std > 0 in every entry of y, or a single number"
-            )
+        check_variance(problem, "DPS")
 
     def vjps(self, steps: int) -> int:
         """One backward pass a step; none when scale = 0."""
@@ -132,33 +127,25 @@ class DPS(Guidance):
         if pull is None:
             return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
 
-        operator, y, noise_model = problem.measured()
-        a_x0, pull_operator = operator.vjp(estimate.x0)
-        r = y - a_x0
-
-        def gradient(u: Tensor) -> Tensor:
-            """(dA(x0)/dx_t)^T u."""
-            v = pull_operator(u)
+        def through_clamp(v: Tensor) -> Tensor:
+            """(dx0/dx_t)' v; saturated pixels do not move with x_t."""
             return pull(v if inside is None else torch.where(inside, v, 0.0))
 
         if self.likelihood == "gaussian":
             scale = 1.0 if self.scale is None else self.scale
-            to_covariance = step.t.sigma**2 / step.t.alpha if step.t.alpha > 0 else 0.0
-            variance = noise_model.variance(y)  # diagonal of N
-            w = _preconditioned(r, variance)
-            direction = to_covariance * gradient(w)  # C A' w
-            curvature = rows.dot(w, _jvp(operator, estimate.x0, a_x0, direction))  # <w, A C A' w>
-            total = rows.dot(w, variance * w) + curvature.clamp(min=0)
-            length = torch.where(total > 0, scale * rows.dot(r, w) / total, 0.0)  # lambda
-            x0 = estimate.x0 + rows.expand(length, direction) * direction
+            correction = guided_correction(problem, estimate.x0, step.t, through_clamp, 1)
+            x0 = estimate.x0 + scale * correction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}
 
+        operator, y, _ = problem.measured()
+        a_x0, pull_operator = operator.vjp(estimate.x0)
+        ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
         zeta = self.scale
         if zeta is None:
             zeta = _ZETA * math.sqrt(x[0].numel() / _REFERENCE_DIMENSION)
         x_s = self.move(problem, estimate, step, noise)
-        return {"x": x_s + zeta * gradient(self._ascent(r, y, problem)), "x0": estimate.x0}
+        return {"x": x_s + zeta * through_clamp(pull_operator(ascent)), "x0": estimate.x0}
 
     def _ascent(self, r: Tensor, y: Tensor, problem: Problem) -> Tensor:
         """Minus the derivative of the loss with respect to A(x0); 0 where r = 0."""
@@ -174,30 +161,15 @@ class DPS(Guidance):
         return unit * rows.expand(rows.total(1 / y.abs()) / y[0].numel(), r)
 
 
-def _by_entry(variance: float | Tensor) -> bool:
-    """Whether the entries of one measurement have variances of their own."""
-    return isinstance(variance, Tensor) and variance[0].numel() > 1
-
-
-def _preconditioned(r: Tensor, variance: float | Tensor) -> Tensor:
-    """`r` with precise entries weighted up; r itself where all have one variance."""
-    if not isinstance(variance, Tensor) or not _by_entry(variance):
-        return r
-    mean = rows.total(variance) / variance[0].numel()
-    return r * (rows.expand(mean, variance) / variance)
-
-
-def _jvp(operator: Operator, x0: Tensor, a_x0: Tensor, direction: Tensor) -> Tensor:
-    """dA(x0)/dx0 direction; a forward difference where A is not linear."""
-    if operator.linear:
-        return operator(direction)
-    # a displacement of 1 % of x0's root mean square: exact enough for a step length
-    size = rows.norm(direction)
-    reach = 0.01 * rows.norm(x0).clamp(min=1e-3)
-    factor = rows.expand(torch.where(size > 0, reach / size, 0.0), direction)
-    difference = operator(x0 + factor * direction) - a_x0
-    inverse = rows.expand(torch.where(size > 0, size / reach, 0.0), difference)
-    return difference * inverse
+def check_variance(problem: Problem, who: str) -> None:
+    """Raise where some entries of y have noise and others none."""
+    _, y, noise_model = problem.measured()
+    variance = noise_model.variance(y)
+    by_entry = isinstance(variance, Tensor) and variance[0].numel() > 1
+    if by_entry and bool((torch.as_tensor(variance) == 0).any()):
+        raise CapabilityError(
+            f"{who} needs a noise std > 0 in every entry of y, or a single number"
+        )
 
 
 def _table() -> dict[str, float]:

@@ -7,7 +7,7 @@ All are one formula, from level t to level s with r = sigma / alpha:
     DDIM(eta)    c = eta sigma_s sqrt(1 - (r_s / r_t)^2)    Song et al. 2021a, eq. 12 and 16
       eta = 1    ancestral DDPM with the posterior variance  Ho et al. 2020
       eta = 0    Euler of the probability flow in r          Song et al. 2021b, Karras et al. 2022
-    Renoise      c = sigma_s                                 forget eps, draw new noise
+    Renoise(eta) c = eta sigma_s                             Chung et al. 2024; eta = 1 forgets eps
 
 Written in r the rules hold for variance-preserving, exploding and flow schedules alike. With
 c <= sigma_s each keeps the marginals: if x0 and eps are the truth, x_s has the law of level s.
@@ -115,14 +115,26 @@ class LearnedVariance(Transition):
 
 @dataclass(frozen=True)
 class Renoise(Transition):
-    """x_s = alpha_s x0 + sigma_s z: keep the estimate, draw the noise anew."""
+    """New noise with the share eta of the level, whatever the step: c = eta sigma_s.
+
+    eta = 1 keeps the estimate only; smaller shares (Chung et al. 2024, DDS) mix in the old eps.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 1:
+            raise InputError(f"eta must be in (0, 1], got {self.eta}")
 
     def __call__(
         self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
     ) -> Tensor:
         """x_s; see the module."""
-        z = noise("move") if s.sigma > 0 else None
-        return move(estimate.x0, estimate.x0, s, s.sigma, z)
+        if s.sigma == 0:
+            return s.alpha * estimate.x0
+        # eta = 1 does not need eps, which does not exist where sigma_t = 0
+        eps = estimate.x0 if self.eta == 1 else estimate.eps_renoise
+        return move(estimate.x0, eps, s, self.eta * s.sigma, noise("move"))
 
 
 @dataclass(frozen=True)

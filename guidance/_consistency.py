@@ -1,0 +1,89 @@
+"""Data consistency without the network: the linear system that DDS and DAPS share.
+
+With x0 ~ N(m, v I) and y = A x0 + n, n ~ N(0, N), the posterior mean is m + d(y - A m), where
+
+    (I + v A' N^-1 A) d(r) = v A' N^-1 r
+
+and a draw of the posterior is the same with everything perturbed (perturb and optimise, Papandreou &
+Yuille 2010): x = m' + d(y + n' - A m') with m' ~ N(m, v I) and n' ~ N(0, N). Without noise d(r) tends
+to A^+ r, which conjugate gradients on A' A find.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from posterior import rows
+from posterior.errors import CapabilityError
+from posterior.guidance._solve import conjugate_gradients
+from posterior.operators.base import Operator
+from posterior.schedules import Level
+
+
+def estimate_variance(t: Level, spread: float) -> float:
+    """Variance v of an entry of x0 given x_t, were x0 white with standard deviation `spread`.
+
+    1 / v = 1 / spread^2 + (alpha / sigma)^2; infinite spread leaves (sigma / alpha)^2.
+    """
+    precision = (t.alpha / t.sigma) ** 2 + (0.0 if math.isinf(spread) else 1 / spread**2)
+    return 1 / precision if precision > 0 else math.inf
+
+
+def consistent(
+    operator: Operator,
+    r: Tensor,
+    weight: float | Tensor | None,
+    *,
+    iterations: int,
+    tolerance: float = 1e-6,
+) -> Tensor:
+    """The correction d(r), (B, *event), by conjugate gradients.
+
+    Args:
+        operator: linear.
+        r: residual y - A m, (B, *range).
+        weight: v N^-1, a number or broadcasting against y; None for the noiseless limit.
+    """
+    if weight is None:
+        return conjugate_gradients(
+            operator.normal, operator.adjoint(r), iterations=iterations, tolerance=tolerance
+        ).x
+
+    if not isinstance(weight, Tensor):
+
+        def product(d: Tensor) -> Tensor:
+            return d + weight * operator.normal(d)
+    else:
+
+        def product(d: Tensor) -> Tensor:
+            return d + operator.adjoint(weight * operator(d))
+
+    return conjugate_gradients(
+        product, operator.adjoint(weight * r), iterations=iterations, tolerance=tolerance
+    ).x
+
+
+def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor | None:
+    """v N^-1; None where there is no noise anywhere."""
+    if not isinstance(variance, Tensor):
+        return v / variance if variance > 0 else None
+    if bool((variance == 0).all()):
+        return None
+    if bool((variance == 0).any()):
+        raise CapabilityError(f"{who} needs a noise std > 0 in every entry of y, or 0 in all")
+    if math.isinf(v):
+        raise CapabilityError(f"{who} needs a finite spread where alpha = 0")
+    return v / rows.expand(variance, variance)
+
+
+def perturbation(z: Tensor, variance: float | Tensor) -> Tensor:
+    """n' ~ N(0, N) from standard normal z shaped like y."""
+    return z * (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance))
+
+
+def as_shape_of(y: Tensor, real: Tensor, imaginary: Tensor | None) -> Tensor:
+    """Standard normal noise like y: per real component for complex y."""
+    return real if imaginary is None else torch.complex(real, imaginary).to(y.dtype)

@@ -1,0 +1,126 @@
+"""Conjugate gradients, row by row: the one linear solver of all methods.
+
+For each row, K x = b with K symmetric and positive (semi-)definite for Re<u, v> (Hestenes & Stiefel
+1952). Rows know nothing of each other: one that has converged, or where the method breaks down,
+keeps its iterate, bit for bit, while the others go on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+from posterior import rows
+
+Matvec = Callable[[Tensor], Tensor]
+
+
+class Outcome(IntEnum):
+    """Why a row stopped."""
+
+    ITERATIONS = 0
+    """It made all the iterations that it was given."""
+    CONVERGED = 1
+    """Its residual fell below the tolerance."""
+    BREAKDOWN = 2
+    """<p, K p> <= 0: K is not positive definite along p; the last iterate is kept."""
+    NOT_FINITE = 3
+    """K p or b is not finite; the last finite iterate is kept."""
+
+
+@dataclass(frozen=True)
+class Solution:
+    """Rows x with K x ~ b.
+
+    Attributes:
+        x: (B, *shape).
+        companion: sum of the second results of the products, weighted as x is; None without them.
+        outcome: (B,) an `Outcome` for each row.
+        iterations: (B,) products that went into x.
+        residual: (B,) |b - K x| / |b| by the recurrence; 0 where b = 0.
+    """
+
+    x: Tensor
+    companion: Tensor | None
+    outcome: Tensor
+    iterations: Tensor
+    residual: Tensor
+
+
+def conjugate_gradients(
+    product: Callable[[Tensor], Tensor | tuple[Tensor, Tensor]],
+    b: Tensor,
+    *,
+    iterations: int,
+    tolerance: float = 0.0,
+    precondition: Matvec | None = None,
+) -> Solution:
+    """Solve K x = b from x = 0.
+
+    Args:
+        product: p -> K p, or p -> (K p, q) with q linear in p: the same combination of the q that x
+            is of the p comes back as `companion`, at no further product.
+        b: (B, *shape), real or complex.
+        iterations: at most so many products.
+        tolerance: a row stops when |b - K x| <= tolerance |b|.
+        precondition: v -> M v, M symmetric positive definite, close to the inverse of K.
+
+    The iterations stop early when no row goes on. Rows are scaled by |b| first, so that neither
+    tiny nor huge right-hand sides under- or overflow in the squares.
+    """
+    size = _largest(b)
+    fine = torch.isfinite(size)
+    scale = torch.where(fine & (size > 0), size, torch.ones_like(size))
+    r = rows.where(fine, b / rows.expand(scale, b), torch.zeros_like(b))
+    whole = rows.norm(r)
+    x = torch.zeros_like(r)
+    companion: Tensor | None = None
+    z = r if precondition is None else precondition(r)
+    p, rho = z, rows.dot(r, z)
+    outcome = torch.where(fine, Outcome.ITERATIONS, Outcome.NOT_FINITE)
+    outcome = torch.where(fine & (whole == 0), Outcome.CONVERGED, outcome)
+    made = torch.zeros_like(outcome)
+    left = whole
+    for _ in range(iterations):
+        going = outcome == Outcome.ITERATIONS
+        if not bool(going.any()):
+            break
+        out = product(p)
+        k_p, q = out if isinstance(out, tuple) else (out, None)
+        curvature = rows.dot(p, k_p)
+        finite = torch.isfinite(curvature) & rows.finite(k_p)
+        if q is not None:
+            finite = finite & rows.finite(q)
+        outcome = torch.where(going & ~finite, Outcome.NOT_FINITE, outcome)
+        outcome = torch.where(going & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
+        step = outcome == Outcome.ITERATIONS
+        a = torch.where(step, rho / torch.where(step, curvature, 1), 0)
+        x = rows.where(step, x + rows.expand(a, p) * p, x)
+        if q is not None:
+            before = torch.zeros_like(q) if companion is None else companion
+            companion = rows.where(step, before + rows.expand(a, q) * q, before)
+        r = rows.where(step, r - rows.expand(a, r) * k_p, r)
+        made = made + step.to(made.dtype)
+        left = torch.where(step, rows.norm(r), left)
+        outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
+        z = r if precondition is None else precondition(r)
+        rho_next = rows.dot(r, z)
+        beta = torch.where(rho > 0, rho_next / torch.where(rho > 0, rho, 1), 0)
+        p, rho = z + rows.expand(beta, p) * p, rho_next
+    return Solution(
+        x * rows.expand(scale, x),
+        None if companion is None else companion * rows.expand(scale, companion),
+        outcome,
+        made,
+        torch.where(whole > 0, left / torch.where(whole > 0, whole, 1), 0),
+    )
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The largest modulus of each row, (B,); not finite where an element is not."""
+    parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
+    return parts.abs().flatten(1).amax(1) if parts[0].numel() else parts.new_zeros(x.shape[0])
