@@ -4,16 +4,16 @@ With x0 ~ N(m, v I) and y = A x0 + n, n ~ N(0, N), the posterior mean is m + d(y
 
     (I + v A' N^-1 A) d(r) = v A' N^-1 r
 
-and a draw of the posterior is the same with everything perturbed (perturb and optimise, Papandreou &
-Yuille 2010): x = m' + d(y + n' - A m') with m' ~ N(m, v I) and n' ~ N(0, N). Without noise d(r) tends
-to A^+ r, which conjugate gradients on A' A find.
+and a draw of the posterior is the same with everything perturbed (perturb and optimise,
+Papandreou & Yuille 2010): x = m' + d(y + n' - A m') with m' ~ N(m, v I) and n' ~ N(0, N). Without
+noise d(r) tends to A^+ r, which conjugate gradients on A' A find.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from posterior import rows
@@ -47,23 +47,23 @@ def consistent(
         r: residual y - A m, (B, *range).
         weight: v N^-1, a number or broadcasting against y; None for the noiseless limit.
     """
+    product: Callable[[Tensor], Tensor]
     if weight is None:
-        return conjugate_gradients(
-            operator.normal, operator.adjoint(r), iterations=iterations, tolerance=tolerance
-        ).x
-
-    if not isinstance(weight, Tensor):
-
-        def product(d: Tensor) -> Tensor:
-            return d + weight * operator.normal(d)
+        product, right = operator.normal, operator.adjoint(r)
+    elif isinstance(weight, Tensor):
+        product, right = _weighted(operator, weight), operator.adjoint(weight * r)
     else:
+        product, right = _damped(operator, weight), operator.adjoint(weight * r)
+    solution = conjugate_gradients(product, right, iterations=iterations, tolerance=tolerance)
+    return solution.flagged(solution.x)
 
-        def product(d: Tensor) -> Tensor:
-            return d + operator.adjoint(weight * operator(d))
 
-    return conjugate_gradients(
-        product, operator.adjoint(weight * r), iterations=iterations, tolerance=tolerance
-    ).x
+def _weighted(operator: Operator, weight: Tensor) -> Callable[[Tensor], Tensor]:
+    return lambda d: d + operator.adjoint(weight * operator(d))
+
+
+def _damped(operator: Operator, weight: float) -> Callable[[Tensor], Tensor]:
+    return lambda d: d + weight * operator.normal(d)
 
 
 def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor | None:
@@ -82,8 +82,3 @@ def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor
 def perturbation(z: Tensor, variance: float | Tensor) -> Tensor:
     """n' ~ N(0, N) from standard normal z shaped like y."""
     return z * (variance.sqrt() if isinstance(variance, Tensor) else math.sqrt(variance))
-
-
-def as_shape_of(y: Tensor, real: Tensor, imaginary: Tensor | None) -> Tensor:
-    """Standard normal noise like y: per real component for complex y."""
-    return real if imaginary is None else torch.complex(real, imaginary).to(y.dtype)

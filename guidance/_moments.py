@@ -52,8 +52,8 @@ def guided_correction(
     solution = conjugate_gradients(
         product, r, iterations=iterations, precondition=precise_first(variance)
     )
-    correction = solution.companion
-    return torch.zeros_like(x0) if correction is None else correction
+    correction = torch.zeros_like(x0) if solution.companion is None else solution.companion
+    return solution.flagged(correction)
 
 
 def precise_first(variance: float | Tensor) -> Matvec | None:

@@ -27,7 +27,8 @@ class Outcome(IntEnum):
     CONVERGED = 1
     """Its residual fell below the tolerance."""
     BREAKDOWN = 2
-    """<p, K p> <= 0: K is not positive definite along p; the last iterate is kept."""
+    """K is not positive definite along p, or the residual grew a thousandfold, as it does when K is
+    singular and b outside its range; the iterate before is kept."""
     NOT_FINITE = 3
     """K p or b is not finite; the last finite iterate is kept."""
 
@@ -49,6 +50,10 @@ class Solution:
     outcome: Tensor
     iterations: Tensor
     residual: Tensor
+
+    def flagged(self, values: Tensor) -> Tensor:
+        """`values` (B, ...), nan in the rows that met something not finite: the sampler sees it."""
+        return rows.where(self.outcome == Outcome.NOT_FINITE, torch.nan * values, values)
 
 
 def conjugate_gradients(
@@ -99,13 +104,18 @@ def conjugate_gradients(
         outcome = torch.where(going & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
         step = outcome == Outcome.ITERATIONS
         a = torch.where(step, rho / torch.where(step, curvature, 1), 0)
+        r_next = rows.where(step, r - rows.expand(a, r) * k_p, r)
+        left_next = rows.norm(r_next)
+        outcome = torch.where(step & ~(left_next <= 1e3 * whole), Outcome.BREAKDOWN, outcome)
+        step = outcome == Outcome.ITERATIONS
+        a = torch.where(step, a, 0)
+        r = rows.where(step, r_next, r)
         x = rows.where(step, x + rows.expand(a, p) * p, x)
         if q is not None:
             before = torch.zeros_like(q) if companion is None else companion
             companion = rows.where(step, before + rows.expand(a, q) * q, before)
-        r = rows.where(step, r - rows.expand(a, r) * k_p, r)
         made = made + step.to(made.dtype)
-        left = torch.where(step, rows.norm(r), left)
+        left = torch.where(step, left_next, left)
         outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
         z = r if precondition is None else precondition(r)
         rho_next = rows.dot(r, z)

@@ -3,15 +3,15 @@
 H. Chung, S. Lee, J. C. Ye, "Decomposed diffusion sampler for accelerating large-scale inverse
 problems", ICLR 2024, arXiv 2303.05754. The estimate x0 is moved towards the data,
 
-    x' = argmin_x  gamma / 2 |y - A x|^2 + 1 / 2 |x - x0|^2        (noise-free: the x nearest x0 with
-                                                                   A' A x = A' y)
+    x' = argmin_x  gamma / 2 |y - A x|^2 + 1 / 2 |x - x0|^2       (noise-free: the x nearest x0
+                                                                  with A' A x = A' y)
 by a few conjugate gradients, and the transition goes on from x'.
 
     published    gamma is tuned, eps stays that of the uncorrected estimate, and the new noise has
                  the share eta of the level: x_s = alpha x' + sigma (eta z + sqrt(1 - eta^2) eps)
-    ours         gamma A' A becomes v A' N^-1 A, with v = 1 / (1 / spread^2 + (alpha / sigma)^2) the
+    ours         gamma A' A becomes v A' N^-1 A, v = 1 / (1 / spread^2 + (alpha / sigma)^2) the
                  variance of x0 given x_t under a white prior of that spread, N that of the noise;
-                 eps follows from x'. With N(0, spread^2 I) as prior x' is E[x0 | x_t, y], for any A.
+                 eps follows from x'. With N(m, spread^2 I) as prior x' is E[x0 | x_t, y], any A.
 """
 
 from __future__ import annotations

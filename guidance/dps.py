@@ -41,9 +41,6 @@ from posterior.transitions import LearnedVariance
 
 Likelihood = Literal["norm", "poisson", "poisson-code", "gaussian"]
 
-# Our zeta of the norm form at the papers' 256x256x3; it scales with sqrt(d) from there, because the
-# step is a vector of length zeta while the noise in x is a vector of length ~ sqrt(d).
-_ZETA = 1.0
 _REFERENCE_DIMENSION = 3 * 256 * 256
 
 
@@ -141,9 +138,7 @@ class DPS(Guidance):
         operator, y, _ = problem.measured()
         a_x0, pull_operator = operator.vjp(estimate.x0)
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
-        zeta = self.scale
-        if zeta is None:
-            zeta = _ZETA * math.sqrt(x[0].numel() / _REFERENCE_DIMENSION)
+        zeta = scale_at_dimension(self.scale, x)
         x_s = self.move(problem, estimate, step, noise)
         return {"x": x_s + zeta * through_clamp(pull_operator(ascent)), "x0": estimate.x0}
 
@@ -159,6 +154,14 @@ class DPS(Guidance):
             # weighs as one with a single count
             return noise_model.slope * unit / noise_model.counts(y).clamp(min=1.0)
         return unit * rows.expand(rows.total(1 / y.abs()) / y[0].numel(), r)
+
+
+def scale_at_dimension(zeta: float | None, x: Tensor) -> float:
+    """`zeta`, or our own where it is None: 1 at 256x256x3, growing like the root of the dimension.
+
+    The step is a vector of length zeta while the noise in x is a vector of length ~ sqrt(d).
+    """
+    return math.sqrt(x[0].numel() / _REFERENCE_DIMENSION) if zeta is None else zeta
 
 
 def check_variance(problem: Problem, who: str) -> None:

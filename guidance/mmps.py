@@ -1,9 +1,9 @@
 """Moment matching posterior sampling.
 
 F. Rozet, G. Andry, F. Lanusse, G. Louppe, "Learning diffusion priors from observations by
-expectation maximization" (the MMPS of section 4.2), NeurIPS 2024, arXiv 2405.13712. The estimate
-is replaced by E[x0 | x_t, y] under the Gaussian with the mean and covariance that Tweedie's formulas
-give x0 (see `_moments`), and any transition moves on from there:
+expectation maximization", NeurIPS 2024, arXiv 2405.13712. The estimate is replaced by
+E[x0 | x_t, y] under the Gaussian with the mean and covariance that Tweedie's formulas give x0 (see
+`_moments`), and any transition moves on from there:
 
     x0 <- x0 + C A' (N + A C A')^-1 (y - A x0),    C = (sigma^2 / alpha) dx0/dx_t
 

@@ -6,10 +6,28 @@ from dataclasses import dataclass
 
 from posterior.errors import CapabilityError, InputTypeError, unknown_name
 from posterior.guidance.base import Guidance
+from posterior.guidance.daps import DAPS
+from posterior.guidance.dds import DDS
 from posterior.guidance.dps import DPS
+from posterior.guidance.enkg import EnKG
+from posterior.guidance.mcg import MCG
+from posterior.guidance.mmps import MMPS
+from posterior.guidance.postedit import PostEdit
+from posterior.guidance.reddiff import REDdiff
+from posterior.guidance.tds import TDS
 from posterior.problem import Problem
 
-REGISTRY: dict[str, type[Guidance]] = {"dps": DPS}
+REGISTRY: dict[str, type[Guidance]] = {
+    "dps": DPS,
+    "mmps": MMPS,
+    "dds": DDS,
+    "daps": DAPS,
+    "mcg": MCG,
+    "reddiff": REDdiff,
+    "enkg": EnKG,
+    "tds": TDS,
+    "postedit": PostEdit,
+}
 """Name on the command line -> class; a method joins by being listed here."""
 
 
@@ -59,43 +77,51 @@ def resolve(method: Guidance | str | None, problem: Problem) -> tuple[Guidance, 
             f"method must be a name or a guidance object, not {type(method).__name__}"
             + ("; did you mean an instance, method=...()?" if isinstance(method, type) else "")
         )
-    if problem.operator is None:
-        if chosen.needs:
-            raise CapabilityError(f"{chosen} needs a measurement: give operator, y and noise")
-    else:
-        missing = lacking(chosen, problem)
-        if missing:
-            raise CapabilityError(f"{type(chosen).__name__} {'; '.join(missing)}")
-        chosen.check(problem)
+    missing = lacking(chosen, problem)
+    if missing:
+        raise CapabilityError(f"{type(chosen).__name__} {'; '.join(missing)}")
+    chosen.check(problem)
     return chosen, why
 
 
 def lacking(method: Guidance, problem: Problem) -> list[str]:
     """What the method needs and the problem cannot do."""
     operator = problem.operator
-    assert operator is not None
-    reasons = {
-        "operator gradient": (
-            operator.differentiable,
-            f"needs the gradient of the operator, which {operator!r} does not have",
-        ),
-        "linear": (operator.linear, f"needs a linear operator; {operator!r} is not"),
-        "pinv": (operator.has_pinv, f"needs a pseudo-inverse, which {operator!r} does not have"),
-        "source": (problem.source is not None, "needs source="),
-    }
+    if operator is None and "measurement" in method.needs:
+        return ["needs a measurement: give operator, y and noise"]
+    if operator is not None and method.needs and "measurement" not in method.needs:
+        return ["measures the source itself: give no operator and no y"]
+    reasons = {"source": (problem.source is not None, "needs source=")}
+    if operator is not None:
+        reasons |= {
+            "operator gradient": (
+                operator.differentiable,
+                f"needs the gradient of the operator, which {operator!r} does not have",
+            ),
+            "linear": (operator.linear, f"needs a linear operator; {operator!r} is not"),
+            "pinv": (
+                operator.has_pinv,
+                f"needs a pseudo-inverse, which {operator!r} does not have",
+            ),
+        }
     return [text for need, (met, text) in reasons.items() if need in method.needs and not met]
 
 
 def _auto(problem: Problem) -> tuple[Guidance, str]:
     if problem.operator is None:
         return Guidance(), "no measurement: the unconditional sampler"
-    for cls in REGISTRY.values():
+    refused = []
+    for name, cls in REGISTRY.items():
         method = cls()
-        if not lacking(method, problem):
-            return method, f"auto: {cls.when}; {problem.operator!r} has what it needs"
+        missing = lacking(method, problem)
+        if not missing:
+            try:
+                method.check(problem)
+            except CapabilityError as error:
+                missing = [str(error)]
+            else:
+                return method, f"auto: {cls.when}; {problem.operator!r} has what it needs"
+        refused.append(f"{name} {', '.join(missing)}")
     raise CapabilityError(
-        f"no method of this version can use {problem.operator!r}: "
-        + "; ".join(
-            f"{name} {', '.join(lacking(cls(), problem))}" for name, cls in REGISTRY.items()
-        )
+        f"no method of this version can use {problem.operator!r}: " + "; ".join(refused)
     )

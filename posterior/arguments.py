@@ -59,7 +59,9 @@ def build_problem(
         operator = operator @ decoder
     event = _event(prior, operator, y, source, shape)
     _check_conditions(prior, y.shape[0])
-    expected = _range(operator, y, event)
+    expected, is_complex = _range(operator, y, event)
+    if y.is_complex() and not is_complex:
+        raise InputTypeError(f"y is complex, but {operator!r} gives real numbers")
     if expected != tuple(y.shape):
         raise InputError(
             f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"
@@ -79,18 +81,19 @@ def _check_conditions(prior: Prior, measurements: int) -> None:
         )
 
 
-def _range(operator: Operator, y: Tensor, event: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape of A(x) for as many x as there are measurements.
+def _range(operator: Operator, y: Tensor, event: tuple[int, ...]) -> tuple[tuple[int, ...], bool]:
+    """The shape of A(x) for as many x as there are measurements, and whether it is complex.
 
     A is tried where the run will use it: that shows parameters for another number of measurements
     or on another device. A black box may be slow, and says its shape by itself.
     """
     shape = (y.shape[0], *event)
     if not operator.differentiable:
-        return tuple(operator.range_shape(shape))
+        return tuple(operator.range_shape(shape)), True
     try:
         with torch.no_grad():
-            return tuple(operator(torch.zeros(shape, dtype=y.real.dtype, device=y.device)).shape)
+            out = operator(torch.zeros(shape, dtype=y.real.dtype, device=y.device))
+            return tuple(out.shape), out.is_complex()
     except PosteriorError:
         raise
     except Exception as error:

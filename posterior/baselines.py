@@ -76,9 +76,13 @@ def non_local_means(y: Tensor, noise: float) -> Tensor:
     std = max(noise, _NOISELESS)
 
     def denoise(image: Any, k: int) -> Any:
-        return denoise_nl_means(
-            image, h=0.6 * std, sigma=std, patch_size=5, patch_distance=7, channel_axis=-1
-        )
+        # a single channel would be dropped with its axis
+        grey = image.shape[-1] == 1
+        done = denoise_nl_means(
+            image[..., 0] if grey else image, h=0.6 * std, sigma=std, patch_size=5,
+            patch_distance=7, channel_axis=None if grey else -1,
+        )  # fmt: skip
+        return done[..., None] if grey else done
 
     return _per_image(y, denoise)
 

@@ -58,6 +58,11 @@ app = typer.Typer(
     epilog="Start with [bold]posterior demo[/bold], or see [bold]posterior restore --help[/bold].",
 )
 _debug = False
+_OPTIONS = {  # what the library calls its arguments -> what this program does
+    "give noise=": "give --noise",
+    "continue it with resume=": "continue it with --resume",
+    "then simulate": "then add --simulate",
+}
 
 
 @dataclass(frozen=True)
@@ -136,7 +141,7 @@ def restore(
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Draws per image.")] = 4,
     seed: Annotated[int, typer.Option(help="Any integer; the same one gives the same images.")] = 0,
     prior: Annotated[
-        str, typer.Option(help="photo (bundled), a folder, a hub name or a checkpoint.")
+        str, typer.Option(help="photo, which is bundled; others from Python.")
     ] = "photo",
     crop: Annotated[
         str | None,
@@ -163,7 +168,7 @@ def restore(
     say = _silent if quiet else _say
     with _errors(code=2):
         jobs = _jobs(images, out, overwrite)
-        _check_options(method, noise, steps, samples)
+        _check_options(method, noise, crop, resume)
         applied = _operators(operator)
     with _errors(code=2):
         from posterior.restoration import as_prior
@@ -172,6 +177,7 @@ def restore(
 
     from posterior.restoration import prepare
 
+    store = checkpoint or resume  # a run that goes on can be interrupted again
     plans: list[tuple[_Job, Plan]] = []
     failed = 0
     for job in jobs:
@@ -193,12 +199,12 @@ def restore(
             result = plan.run(
                 max_batch=max_batch,
                 progress=False if quiet else None,
-                checkpoint=checkpoint and checkpoint / job.source.stem,
-                resume=resume and resume / job.source.stem,
+                checkpoint=store and store / job.source.stem,
+                resume=_started(resume, job),
             )
             result.save(job.target, overwrite=overwrite)
         except KeyboardInterrupt:
-            hint = f"; continue with --resume {checkpoint}" if checkpoint else ""
+            hint = f"; continue with --resume {store}" if store else ""
             _complain(f"interrupted{hint}")
             raise typer.Exit(130) from None
         except Exception as problem:
@@ -255,6 +261,8 @@ def demo(
         target = _free_name(Path("posterior-demo")) if out is None else out
         from posterior.folders import check_free
 
+        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+            raise FileProblem(f"{target} exists and is not empty: name another folder")
         check_free(target)
     with _errors(code=1):
         from posterior.operators import GaussianBlur, Mask
@@ -277,9 +285,10 @@ def demo(
         result = plan.run()
         result.save(target)
         _scores_table(result)
+        inside, outside = _spread(result, ~_demo_mask(128, 128))
         _say(
-            f"The draws differ by {_mean_std(result):.3f} of full scale on average, most inside "
-            "the holes."
+            f"The draws differ by {inside:.3f} of full scale inside the holes and by {outside:.3f} "
+            "outside."
         )
         _say(f"Done in {_duration(time.perf_counter() - started)}. Contact sheet:")
         _say(str(target / "sheet.png"))
@@ -336,14 +345,25 @@ def _jobs(images: Sequence[Path], out: Path, overwrite: bool) -> list[_Job]:
     return list(jobs.values())
 
 
-def _check_options(method: str, noise: float | None, steps: int | None, samples: int) -> None:
+def _started(resume: Path | None, job: _Job) -> Path | None:
+    """The checkpoint of one image; None where an interrupted run had not come to it."""
+    folder = None if resume is None else resume / job.source.stem
+    return folder if folder is not None and folder.exists() else None
+
+
+def _check_options(method: str, noise: float | None, crop: str | None, resume: Path | None) -> None:
     from posterior.guidance.registry import REGISTRY
+    from posterior.restoration import CROP
 
     if method.lower().replace("_", "-") not in [*REGISTRY, "auto"]:
         raise unknown_name("method", method, [*REGISTRY, "auto"])
     if noise is not None and not 0 <= noise <= 1:
         hint = f"; {noise:g} of 255 is {noise / 255:.3g}" if 1 < noise <= 255 else ""
         raise InputError(f"--noise is a standard deviation in [0, 1], got {noise:g}{hint}")
+    if crop is not None and not CROP.fullmatch(crop.strip()):
+        raise InputError(f"--crop is N, WxH or WxH+X+Y, such as 256x192+10+20, not {crop!r}")
+    if resume is not None and not resume.is_dir():
+        raise FileProblem(f"--resume {resume}: there is no such folder")
 
 
 def _operators(texts: Sequence[str]) -> Operator:
@@ -373,8 +393,8 @@ def _announce(plans: Sequence[tuple[_Job, Plan]], yes: bool, say: Callable[[str]
     if len(plans) > 1:
         say(f"{len(plans)} images: about {_duration(total)} in all")
     if total > LONG and not yes:
-        job, plan = max(plans, key=lambda each: math.prod(each[1].y.shape[-2:]))
-        side = math.sqrt(math.prod(plan.y.shape[-2:]) * 0.9 * LONG / total)
+        sizes = [math.prod((p.y if p.clean is None else p.clean).shape[-2:]) for _, p in plans]
+        side = math.sqrt(max(sizes) * 0.9 * LONG / total)
         side = int(side // 16 * 16)
         part = f", or a part of each with --crop {side}" if side >= 32 else ""
         raise InputError(
@@ -440,10 +460,12 @@ def _scores_table(result: Restoration) -> None:
     _table(["against the original", "PSNR (dB)", "SSIM"], rows)
 
 
-def _mean_std(result: Restoration) -> float:
+def _spread(result: Restoration, where: Any) -> tuple[float, float]:
+    """Mean standard deviation over the pixels that are True, and over the others."""
     from posterior.sheet import full_scale_std
 
-    return float(full_scale_std(result.std[0]).mean())
+    std = full_scale_std(result.std[0])
+    return float(std[where].mean()), float(std[~where].mean())
 
 
 def _card(name: str, summary: str, lines: Sequence[tuple[str, str]]) -> None:
@@ -499,6 +521,8 @@ def _sentence(problem: BaseException, source: Path | None = None) -> str:
     if _debug:
         raise problem
     text = " ".join(str(problem).split()) or type(problem).__name__
+    for python, option in _OPTIONS.items():
+        text = text.replace(python, option)
     if not isinstance(problem, PosteriorError):
         text = f"{type(problem).__name__}: {text}"
     return text if source is None or str(source) in text else f"{source}: {text}"

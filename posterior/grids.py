@@ -22,7 +22,7 @@ SMALL, LARGE = 0.002, 80.0
 def uniform(schedule: Schedule, steps: int) -> Grid:
     """Evenly spaced t: 1, ..., 1/steps; for a table, evenly from its last index to its first."""
     if isinstance(schedule, Discrete):
-        n = len(schedule)
+        n = _length(schedule, steps)
         gap = (n - 1) / max(steps - 1, 1)
         return _of_times(schedule, [(n - round(k * gap)) / n for k in range(steps)])
     return _of_times(schedule, [1 - k / steps for k in range(steps)])

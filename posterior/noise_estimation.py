@@ -43,8 +43,9 @@ def estimate_noise(
 ) -> NoiseEstimate:
     """Estimate the std of white Gaussian noise in a measured image.
 
-    Within about 10 % on photographs and better on blurred ones; it takes fine random texture for
-    noise, and is blind to noise that a camera has smoothed away.
+    Within about 10 % on colour photographs of some size, and better on blurred ones. It takes fine
+    random texture for noise: small grey images, where texture is all there is, can come out at
+    several times the truth. It is blind to noise that a camera has smoothed away.
 
     Args:
         y: (B, C, H, W), real; the B images share one noise level.

@@ -28,7 +28,15 @@ from posterior.guidance.base import Guidance
 from posterior.guidance.registry import resolve
 from posterior.images import ImageInfo, as_images, write_image
 from posterior.noise_estimation import estimate_noise
-from posterior.operators import ChannelMean, Compose, GaussianNoise, Mask, Operator, as_noise_model
+from posterior.operators import (
+    ChannelMean,
+    Compose,
+    GaussianNoise,
+    Mask,
+    Masking,
+    Operator,
+    as_noise_model,
+)
 from posterior.operators.noise import NoiseModel
 from posterior.priors.base import Prior
 from posterior.problem import Problem
@@ -36,6 +44,9 @@ from posterior.sampler import Callback, sample
 from posterior.samples import Samples, to_json, write_atomically
 from posterior.sheet import full_scale_std, write_sheet
 
+_TIMED = 192  # pixels on a side of the part on which a network is timed
+CROP = re.compile(r"(\d+)(?:x(\d+))?(?:\+(\d+)\+(\d+))?")
+"""N, WxH or WxH+X+Y."""
 SIMULATED_NOISE = 0.04
 """Gaussian std in [-1, 1] (0.02 of full scale) that `simulate=True` adds when none is named."""
 
@@ -187,10 +198,16 @@ class Plan:
         return self.groups * self.method.vjps(self.steps) * self.prior.evaluations
 
     def seconds(self) -> float:
-        """How long the run will take, from timing one network call (and one backward pass)."""
+        """How long the run will take, from timing one network call (and one backward pass).
+
+        A prior of images of any size is timed on a part of them and scaled by the pixels.
+        """
         level = self.method.grid(self.prior.schedule, self.steps)[self.steps // 2]
-        x = torch.zeros(1, *self.event, device=self.prior.device)
-        per_call = 1 / self.prior.evaluations
+        event = self.event
+        if self.prior.event_shape is None and len(event) == 3:
+            event = (event[0], min(event[1], _TIMED), min(event[2], _TIMED))
+        x = torch.zeros(1, *event, device=self.prior.device)
+        per_call = math.prod(self.event) / math.prod(event) / self.prior.evaluations
         forward = _timed(lambda: self.prior(x, level.t)) * per_call
         if not self.vjps:
             return forward * self.nfe
@@ -212,6 +229,7 @@ class Plan:
         resume: str | os.PathLike[str] | None = None,
     ) -> Restoration:
         """Sample, and score where the original is known."""
+        classical = None if self.clean is None else self._classical()  # fails before the draws
         samples = sample(
             self.prior,
             self.operator,
@@ -242,7 +260,7 @@ class Plan:
             info=self.info,
             title=f"{self.image_operator!r}, noise {full_scale(self.noise).split(' = ')[-1]}",
         )
-        return out if self.clean is None else self._scored(out)
+        return out if classical is None else self._scored(out, *classical)
 
     @property
     def grey(self) -> bool:
@@ -258,7 +276,14 @@ class Plan:
             return self.image_operator.pinv(y).cpu()
         return self.image_operator.adjoint(y).cpu() if self.image_operator.linear else None
 
-    def _scored(self, out: Restoration) -> Restoration:
+    def _classical(self) -> tuple[str | None, Tensor | None]:
+        """The name of the classical method that fits, and its restoration."""
+        baseline = baseline_for(self.image_operator)
+        if baseline is None:
+            return None, None
+        return baseline.name, baseline.restore(self.y.cpu(), self._noise_std())
+
+    def _scored(self, out: Restoration, name: str | None, classical: Tensor | None) -> Restoration:
         clean = self.clean
         assert clean is not None
         clean = clean.cpu()
@@ -271,13 +296,10 @@ class Plan:
             found["degraded"] = _scores(_enlarged(out.degraded, clean), clean)
         each = torch.stack([scores.psnr(draw, clean) for draw in out.draws])
         found["draws"] = {"psnr": [_plain(row) for row in each]}
-        baseline, shown = baseline_for(self.image_operator), None
-        if baseline is None:
-            found["baseline"] = {"name": None}
-        else:
-            shown = baseline.restore(self.y.cpu(), self._noise_std())
-            found["baseline"] = {"name": baseline.name, **_scores(shown, clean)}
-        return replace(out, baseline=shown, metrics=found)
+        found["baseline"] = {"name": name}
+        if classical is not None:
+            found["baseline"] |= _scores(classical, clean)
+        return replace(out, baseline=classical, metrics=found)
 
     def _noise_std(self) -> float:
         """Root mean square noise, for methods that know one number."""
@@ -363,7 +385,7 @@ def prepare(
     pixels, info = as_images(image)
     if crop is not None:
         size = (pixels.shape[-2], pixels.shape[-1])
-        pixels, info, applied = _cropped(pixels, info, applied, parse_crop(crop, size))
+        pixels, info, applied = _cropped(pixels, info, applied, parse_crop(crop, size), simulate)
     prior = as_prior(prior)
     pixels = pixels.to(prior.device)
     notes: list[str] = []
@@ -462,7 +484,7 @@ def parse_crop(crop: object, size: tuple[int, int]) -> tuple[int, int, int, int]
     Raises:
         InputError: it does not say a crop, or one that leaves the image.
     """
-    match = re.fullmatch(r"(\d+)(?:x(\d+))?(?:\+(\d+)\+(\d+))?", str(crop).strip())
+    match = CROP.fullmatch(str(crop).strip())
     if not match or isinstance(crop, bool):
         raise InputError(
             f"crop is N, WxH or WxH+X+Y in pixels, such as 256x192+10+20, not {crop!r}"
@@ -478,24 +500,36 @@ def parse_crop(crop: object, size: tuple[int, int]) -> tuple[int, int, int, int]
 
 
 def _cropped(
-    pixels: Tensor, info: ImageInfo, operator: Operator, box: tuple[int, int, int, int]
+    pixels: Tensor,
+    info: ImageInfo,
+    operator: Operator,
+    box: tuple[int, int, int, int],
+    simulate: bool,
 ) -> tuple[Tensor, ImageInfo, Operator]:
     top, left, height, width = box
-    size = pixels.shape[-2:]
+    size = (pixels.shape[-2], pixels.shape[-1])
 
     def cut(x: Tensor) -> Tensor:
         return x[..., top : top + height, left : left + width]
 
-    def cut_masks(part: Operator) -> Operator:
+    def cut_masks(part: Operator, whole: tuple[int, ...]) -> tuple[Operator, tuple[int, ...]]:
+        """The operator for the part, and the size of its x; `whole` is that of its uncut y."""
         if isinstance(part, Compose):
-            return Compose(cut_masks(part.outer), cut_masks(part.inner))
-        keep = getattr(part, "keep", None)
-        if isinstance(part, Mask) and isinstance(keep, Tensor) and keep.shape[-2:] == size:
-            return Mask(keep=cut(keep))
-        return part
+            outer, between = cut_masks(part.outer, whole)
+            inner, before = cut_masks(part.inner, between)
+            return Compose(outer, inner), before
+        if isinstance(part, Mask):  # as large as what is cut, wherever it stands
+            same = part.keep.shape[-2:] == size
+            return (Mask(keep=cut(part.keep)) if same else part), whole
+        if isinstance(part, Masking) and whole == size and not simulate:
+            return Mask(keep=cut(part.pattern(*size))), whole  # the one that hid these pixels
+        try:
+            return part, tuple(part.domain_shape((1, pixels.shape[1], *whole)))[-2:]
+        except CapabilityError:
+            return part, whole
 
     alpha = None if info.alpha is None else cut(info.alpha)
-    return cut(pixels), replace(info, alpha=alpha), cut_masks(operator)
+    return cut(pixels), replace(info, alpha=alpha), cut_masks(operator, size)[0]
 
 
 def _event(operator: Operator, y: Tensor) -> tuple[int, ...]:

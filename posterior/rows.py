@@ -93,6 +93,16 @@ def _padded(x: Tensor, rows: int, columns: int) -> Tensor:
     return (pad(x, (0, right, 0, below)) if below or right else x).contiguous()
 
 
+def power(x: Tensor, exponent: int) -> Tensor:
+    """`x` to a whole power >= 0 by repeated squaring, element by element."""
+    out = torch.ones_like(x)
+    while exponent:
+        if exponent & 1:
+            out = out * x
+        x, exponent = x * x, exponent >> 1
+    return out
+
+
 def finite(x: Tensor) -> Tensor:
     """Whether every element of a row is finite: (B, *event) -> (B,) bool."""
     return torch.isfinite(x).flatten(1).all(1)

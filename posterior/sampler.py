@@ -24,7 +24,7 @@ from tqdm import tqdm
 from posterior import rows
 from posterior.arguments import build_problem, choose_levels, count, state_dtype
 from posterior.checkpoints import Checkpoint, Saved
-from posterior.errors import SamplingError
+from posterior.errors import InputTypeError, SamplingError
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.registry import resolve
 from posterior.operators.base import Operator
@@ -176,6 +176,8 @@ def sample(
         yields=guidance.yields,
     )
     seeds = seeds_of(seed, layout.measurements)
+    if callback is not None and not callable(callback):
+        raise InputTypeError(f"callback must be callable, not {type(callback).__name__}")
     dtype = state_dtype(problem)
     size = _chunk_size(prior, guidance, event, max_batch)
     identity = {

@@ -92,10 +92,11 @@ class Samples:
                 f"cost: {p['nfe']:g} network evaluations and {p['vjp']:g} backward passes per draw,"
                 f" {p['seconds']:.3g} s in all"
             )
-        if "residual" in self.diagnostics:
-            r = self.diagnostics["residual"]
+        r = self.diagnostics.get("residual", torch.empty(0))
+        r = r[torch.isfinite(r)]
+        if r.numel():
             lines.append(
-                f"residual over noise: {float(r.nanmean()):.3g} on average (1 for the truth),"
+                f"residual over noise: {float(r.mean()):.3g} on average (1 for the truth),"
                 f" {float(r.min()):.3g} to {float(r.max()):.3g}"
             )
         failed = int((~self.good).sum())

@@ -160,6 +160,7 @@ class Heun(Transition):
 
 DDPM = DDIM(eta=1.0)
 Euler = DDIM(eta=0.0)
+Anew = Renoise(eta=1.0)
 
 
 def ode_estimate(

@@ -6,10 +6,10 @@
 
 Loss: EDM's denoising loss with its weighting (Karras et al. 2022, eq. 8 and table 1), which is a
 plain squared error of the raw network F, divided per noise level by its own running mean (the
-learned uncertainty of Karras et al. 2024, eq. 21, as a table). Optimiser: Muon (Jordan et al. 2024),
-i.e. momentum whose matrices are made orthogonal: on this network it needs about a tenth of the
-steps of Adam. The learning rate falls to zero along a cosine of the *wall clock*, so a slice always
-ends on time with annealed weights.
+learned uncertainty of Karras et al. 2024, eq. 21, as a table). Optimiser: Muon (Jordan et al.
+2024), i.e. momentum whose matrices are made orthogonal: on this network it needs about a tenth of
+the steps of Adam. The learning rate falls to zero along a cosine of the *wall clock*, so a slice
+always ends on time with annealed weights.
 """
 
 from __future__ import annotations

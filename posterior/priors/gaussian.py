@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from posterior import rows
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.operators import base
 from posterior.operators.base import Operator
 from posterior.operators.noise import NoiseModel
 from posterior.priors import linear_gaussian as lg
@@ -192,7 +193,7 @@ class Gaussian(Prior):
             y: ONE measurement, without batch axis or with B = 1; real or complex.
             noise: standard deviation > 0, or `GaussianNoise`.
         """
-        seen = lg.measurement(operator, y.to(self.device), noise, self._event)
+        seen = lg.measurement(operator, y, noise, self._event, self.device)
         factor = self._law.factor(self.mean.numel())
         mean, after, _ = seen.condition(self.mean.reshape(-1), factor, seen.svd(factor))
         return self._of(
@@ -220,13 +221,13 @@ class Gaussian(Prior):
 
 def check_count(n: int) -> int:
     """`n` if it is a positive integer."""
-    if isinstance(n, bool) or not isinstance(n, int) or n < 1:
-        raise InputError(f"n must be a positive integer, got {n!r}")
-    return n
+    return base.check_count("n", n, 1)
 
 
 def check_event(x: Tensor, event: tuple[int, ...]) -> None:
-    """Raises unless x is (B, *event)."""
+    """Raises unless x is a tensor (B, *event)."""
+    if not isinstance(x, Tensor):
+        raise InputTypeError(f"x must be a tensor, not {type(x).__name__}")
     if tuple(x.shape[1:]) != event or x.ndim != len(event) + 1:
         wanted = ", ".join(map(str, event))
         raise InputError(f"x must have shape (B, {wanted}), got {tuple(x.shape)}")

@@ -196,7 +196,11 @@ class Measurement:
 
 
 def measurement(
-    operator: Operator, y: Tensor, noise: float | Tensor | NoiseModel, event: tuple[int, ...]
+    operator: Operator,
+    y: Tensor,
+    noise: float | Tensor | NoiseModel,
+    event: tuple[int, ...],
+    device: torch.device,
 ) -> Measurement:
     """The whitened matrix and data of ONE linear Gaussian measurement, float64.
 
@@ -205,6 +209,7 @@ def measurement(
         y: (1, *range) or (*range,), real or complex (stacked as real and imaginary parts).
         noise: standard deviation > 0 in the units of y, or `GaussianNoise`.
         event: shape of x.
+        device: where to compute.
     """
     if not isinstance(operator, Operator):
         raise InputTypeError(f"operator must be an Operator, not {type(operator).__name__}")
@@ -222,6 +227,7 @@ def measurement(
         raise CapabilityError(f"the exact posterior needs Gaussian noise, not {noise!r}")
     if not isinstance(y, Tensor):
         raise InputTypeError(f"y must be a tensor, not {type(y).__name__}")
+    y = y.to(device)
 
     eye = torch.eye(d, dtype=torch.float64, device=y.device).reshape(d, *event)
     with torch.no_grad():

@@ -333,7 +333,7 @@ class GaussianMixture(Prior):
             noise: standard deviation > 0, or `GaussianNoise`.
         """
         log_w = self._single("posterior")
-        seen = lg.measurement(operator, y.to(self.device), noise, self._event)
+        seen = lg.measurement(operator, y, noise, self._event, self.device)
         flat, d = self.means.flatten(1), self._centre.numel()
         means, evidence, laws = [], [], []
         if self._isotropic:  # one SVD of A serves every variance

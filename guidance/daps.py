@@ -1,0 +1,225 @@
+"""Decoupled annealing posterior sampling.
+
+B. Zhang, W. Chu, J. Berner, C. Meng, A. Anandkumar, Y. Song, "Improving diffusion inverse problem
+solving with decoupled noise annealing", CVPR 2025, arXiv 2407.01521. At each level
+
+    x0hat  = ODE(x_t)                               the probability flow, K Euler steps
+    x0y    ~ p(y | x0) N(x0; x0hat, w^2 I)          by a Markov chain from x0hat, or exactly
+    x_s    = alpha_s x0y + sigma_s z                nothing of x_t is kept
+
+    published   w = sigma / alpha, a tuned data standard deviation tau, Langevin. It over-disperses:
+                with no data and N(0, 1) as prior its output has a variance of about 2.1, not 1
+    ours        x0hat the mean (K = 1), w^2 = 1 / (1 / spread^2 + (alpha / sigma)^2) the variance
+                of x0 given x_t under a white prior, tau the noise's own, and for linear operators
+                an exact inner draw (perturb, then solve by conjugate gradients). With
+                N(m, spread^2 I) as prior the chain leaves the exact posterior invariant.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from posterior import rows
+from posterior.errors import CapabilityError, InputError, unknown_name
+from posterior.guidance import _kernels
+from posterior.guidance._consistency import (
+    consistent,
+    estimate_variance,
+    noise_weight,
+    perturbation,
+)
+from posterior.guidance.base import Guidance, State, Step
+from posterior.operators.noise import GaussianNoise
+from posterior.problem import Problem
+from posterior.schedules import CLEAN, Level, Schedule
+from posterior.streams import Noise
+from posterior.transitions import Anew, Transition, move, ode_estimate
+
+Kernel = Literal["exact", "langevin", "hamiltonian", "metropolis"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DAPS(Guidance):
+    """Decoupled annealing.
+
+    Args:
+        ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
+        ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
+        spread: standard deviation of x0 under a white prior; inf gives the published width.
+        kernel: "exact" (linear operator, Gaussian noise), "langevin", "hamiltonian" (both need the
+            operator's gradient) or "metropolis" (needs none).
+        inner_steps: of the kernel; conjugate gradients for "exact".
+        rate: step length of the kernel at the first level, relative to the smaller of the two
+            variances, w^2 and tau^2; or absolute, `absolute_rate`.
+        decay: the rate falls linearly with the level's number to this share of it.
+        momentum: of "hamiltonian".
+        tau: standard deviation of the data that the sampler assumes; None takes the noise's own.
+        data_factor: of the gradient of the log-likelihood; the published code has 2 where the
+            Gaussian has 1.
+    """
+
+    transition: Transition = Anew
+    ode_steps: int = 1
+    ode_end: float = 0.0
+    spread: float = 0.3
+    kernel: Kernel = "exact"
+    inner_steps: int = 10
+    rate: float = 0.1
+    absolute_rate: bool = False
+    decay: float = 1.0
+    momentum: float = 0.5
+    tau: float | None = None
+    data_factor: float = 1.0
+
+    needs: ClassVar[frozenset[str]] = frozenset({"measurement"})
+    when: ClassVar[str] = "multimodal posteriors; no gradient of the network"
+    paper: ClassVar[str] = "Zhang et al., CVPR 2025, arXiv 2407.01521"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.kernel not in get_args(Kernel):
+            raise unknown_name("kernel", str(self.kernel), get_args(Kernel))
+        for name, low in (("ode_steps", 1), ("inner_steps", 0)):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < low:
+                raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
+        for name in ("spread", "rate", "decay", "data_factor"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} must be > 0, got {getattr(self, name)!r}")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
+        if self.tau is not None and not self.tau > 0:
+            raise InputError(f"tau must be > 0 or None, got {self.tau!r}")
+        if self.ode_end < 0:
+            raise InputError(f"ode_end must be >= 0, got {self.ode_end!r}")
+        if self.transition != Anew:
+            raise InputError("DAPS keeps nothing of x_t: its transition is Renoise()")
+
+    @staticmethod
+    def preset(name: str) -> DAPS:
+        """The settings of the published code, e.g. "code/ffhq/super-resolution"; see `PRESETS`.
+
+        200 levels x 5 ODE steps, tau = 0.01, the width sigma, Langevin with the code's factor 2.
+        The code's grid runs from sigma = 100 to 0.1; here it is the prior's own range.
+        """
+        if name not in PRESETS:
+            raise unknown_name("preset", name, PRESETS)
+        steps, rate = PRESETS[name]
+        return DAPS(
+            ode_steps=5,
+            ode_end=0.01,
+            spread=math.inf,
+            kernel="langevin",
+            inner_steps=steps,
+            rate=rate,
+            absolute_rate=True,
+            decay=0.01,
+            tau=0.01,
+            data_factor=2.0,
+            default_steps=200,
+        )
+
+    def check(self, problem: Problem) -> None:
+        """The kernel must be one that the operator and the noise allow."""
+        operator, y, noise_model = problem.measured()
+        if self.kernel == "exact":
+            if not operator.linear or not isinstance(noise_model, GaussianNoise):
+                raise CapabilityError(
+                    'DAPS(kernel="exact") needs a linear operator and Gaussian noise; take'
+                    ' kernel="langevin", or "metropolis" for a black box'
+                )
+            noise_weight(1.0, self._variance(problem), "DAPS")
+            return
+        if self.kernel != "metropolis" and not operator.differentiable:
+            raise CapabilityError(
+                f'DAPS(kernel="{self.kernel}") needs the gradient of the operator, which'
+                f' {operator!r} does not have: take kernel="metropolis"'
+            )
+        if bool((torch.as_tensor(noise_model.variance(y)) == 0).any()) and self.tau is None:
+            raise CapabilityError("DAPS divides by the noise: give noise > 0, or tau=")
+
+    def nfe(self, steps: int) -> int:
+        """`ode_steps` a step (1 where x_t lies below `ode_end` already)."""
+        return self.ode_steps * steps
+
+    def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
+        """Estimate along the flow, draw given y, renoise."""
+        levels, s = self._ode_levels(problem.prior.schedule, step.t), step.s
+        x0hat = ode_estimate(state["x"], levels, problem.prior) / levels[-1].alpha
+        x0y = self._draw(problem, x0hat, step, noise)
+        return {"x": move(x0y, x0y, s, s.sigma, noise("move") if s.sigma > 0 else None), "x0": x0y}
+
+    def _ode_levels(self, schedule: Schedule, t: Level) -> list[Level]:
+        """r^(1/7) evenly spaced from t to the end (Karras et al. 2022, eq. 5)."""
+        low, high = schedule.ratio_range
+        end = max(self.ode_end, low if self.ode_end > 0 else 0.0)
+        if t.ratio <= end:  # the ODE would have to run upwards
+            return [t, CLEAN]
+        a = min(t.ratio, high if math.isfinite(high) else 1e4) ** (1 / 7)
+        b = end ** (1 / 7)
+        ratios = [(a + k / self.ode_steps * (b - a)) ** 7 for k in range(1, self.ode_steps)]
+        last = schedule.level_of_ratio(end) if end > 0 else CLEAN
+        return [t, *(schedule.level_of_ratio(max(r, low)) for r in ratios), last]
+
+    def _variance(self, problem: Problem) -> float | Tensor:
+        """The data variance that the sampler assumes."""
+        _, y, noise_model = problem.measured()
+        return noise_model.variance(y) if self.tau is None else self.tau**2
+
+    def _draw(self, problem: Problem, centre: Tensor, step: Step, noise: Noise) -> Tensor:
+        """x0y ~ p(y | x0) N(x0; centre, w^2)."""
+        operator, y, noise_model = problem.measured()
+        v = estimate_variance(step.t, self.spread)
+        variance = self._variance(problem)
+        if self.kernel == "exact":
+            weight = noise_weight(v, variance, "DAPS")
+            start = centre + math.sqrt(v) * noise("prior")
+            z = noise("data", 0, shape=y.shape[1:])
+            if y.is_complex():
+                z = torch.complex(z, noise("data", 1, shape=y.shape[1:]))
+            r = y + perturbation(z, variance) - operator(start)
+            return start + consistent(operator, r, weight, iterations=self.inner_steps)
+
+        decayed = 1 - (1 - self.decay) * step.index / (step.steps + 1)
+        h = self.rate * decayed
+        if not self.absolute_rate:
+            least = variance if not isinstance(variance, Tensor) else float(variance.min())
+            h = h * min(v, least)
+        if self.kernel == "metropolis":
+
+            def log_density(x: Tensor) -> Tensor:
+                if self.tau is None:
+                    data = noise_model.log_prob(y, operator(x))
+                else:
+                    misfit = y - operator(x)
+                    data = -0.5 * rows.dot(misfit, misfit) / self.tau**2
+                away = x - centre
+                return self.data_factor * data - 0.5 * rows.dot(away, away) / v
+
+            return _kernels.metropolis(centre, log_density, h, self.inner_steps, noise)
+
+        def gradient(x: Tensor) -> Tensor:
+            a_x, pull = operator.vjp(x)
+            return self.data_factor * pull((y - a_x) / variance) + (centre - x) / v
+
+        if self.kernel == "langevin":
+            return _kernels.langevin(centre, gradient, h, self.inner_steps, noise)
+        return _kernels.hamiltonian(centre, gradient, h, self.inner_steps, noise, self.momentum)
+
+
+PRESETS: dict[str, tuple[int, float]] = {
+    "code/ffhq/super-resolution": (100, 1e-4),
+    "code/ffhq/inpaint-box": (100, 5e-5),
+    "code/ffhq/inpaint-random": (100, 1e-4),
+    "code/ffhq/gaussian-blur": (100, 1e-4),
+    "code/ffhq/motion-blur": (100, 5e-5),
+    "code/ffhq/phase-retrieval": (100, 5e-5),
+    "code/ffhq/nonlinear-blur": (200, 1e-5),
+    "code/ffhq/hdr": (100, 2e-5),
+}
+"""Name -> Langevin steps and first step length."""

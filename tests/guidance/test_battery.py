@@ -1,0 +1,230 @@
+"""One battery for every registered method; a method joins by being registered."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import posterior
+from posterior import guidance, operators, priors
+from posterior.errors import CapabilityError, InputError
+from posterior.guidance import REGISTRY
+from posterior.guidance.base import Guidance
+from posterior.operators.base import Operator
+from posterior.priors.base import Prior
+from posterior.schedules import EDM, RectifiedFlow, Schedule, VPLinear
+
+SHAPE = (3, 4, 4)
+SMALL = {"tds": {"particles": 4}, "enkg": {"particles": 6}}  # ensembles of a size for tests
+VARIANTS: dict[str, Guidance] = {
+    **{name: cls(**SMALL.get(name, {})) for name, cls in REGISTRY.items()},
+    "dps-norm": guidance.DPS(likelihood="norm"),
+    "dds-published": guidance.DDS.preset("code/mri"),
+    "dds-noiseless": guidance.DDS(gamma=float("inf")),
+    "daps-langevin": guidance.DAPS(kernel="langevin", inner_steps=3, ode_steps=2),
+    "daps-hamiltonian": guidance.DAPS(kernel="hamiltonian", inner_steps=3),
+    "daps-metropolis": guidance.DAPS(kernel="metropolis", inner_steps=3),
+    "mcg-published": guidance.MCG.preset("code/inpainting"),
+    "reddiff-published": guidance.REDdiff.preset("code/inpainting"),
+    "postedit-chain": guidance.PostEdit(closed=False, inner_steps=3),
+}
+MEASURED = {n: m for n, m in VARIANTS.items() if "measurement" in m.needs}
+
+
+def mixture(schedule: Schedule | None = None) -> Prior:
+    """Four components in (3, 4, 4)."""
+    means = torch.randn(4, *SHAPE, generator=torch.Generator().manual_seed(1))
+    return priors.GaussianMixture(torch.tensor([0.1, 0.2, 0.3, 0.4]), means, 0.05, schedule)
+
+
+def setting(method: Guidance, count: int, dtype: torch.dtype = torch.float32) -> dict[str, object]:
+    """The operator with masks that differ by measurement and its y, or the source of an edit."""
+    x = mixture().sample(count, seed=4).to(dtype)
+    if "source" in method.needs:
+        return {"source": x}
+    keep = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.7
+    operator = operators.Mask(keep=keep)
+    y = posterior.GaussianNoise(0.1).sample(operator(x), seed=5)
+    return {"operator": operator, "y": y, "noise": 0.1}
+
+
+def alone(given: dict[str, object], b: int) -> dict[str, object]:
+    """The part of a setting that belongs to measurement b."""
+    part: dict[str, object] = {}
+    for name, value in given.items():
+        if isinstance(value, Operator):
+            part[name] = value.take([b])
+        else:
+            part[name] = value[b : b + 1] if isinstance(value, Tensor) else value
+    return part
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_draw_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype) -> None:
+    method, prior = VARIANTS[name], mixture()
+    given = setting(method, 2, dtype)
+    run = {"method": method, "steps": 5}
+    whole = posterior.sample(prior, n=5, seed=3, **given, **run).draws
+    assert whole.shape == (5, 2, *SHAPE)
+    assert whole.dtype == dtype
+    assert torch.isfinite(whole).all()
+    for max_batch in (1, 3, 100):
+        again = posterior.sample(prior, n=5, seed=3, max_batch=max_batch, **given, **run).draws
+        assert torch.equal(again, whole), f"max_batch={max_batch}"
+    for j in (0, 4):
+        one = posterior.sample(prior, n=1, seed=3, first_draw=j, **given, **run).draws
+        assert torch.equal(one[0], whole[j]), f"draw {j}"
+    for b in range(2):
+        one = posterior.sample(prior, n=5, seed=3 + b, **alone(given, b), **run).draws
+        assert torch.equal(one[:, 0], whole[:, b]), f"measurement {b}"
+    assert len({float(d.sum()) for d in whole.flatten(0, 1)}) == 10, "draws differ"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
+    method, prior = VARIANTS[name], mixture()
+    run = {"method": method, "steps": 5, "n": 3, **setting(method, 2)}
+    whole = posterior.sample(prior, **run)
+    posterior.sample(prior, checkpoint=tmp_path, callback=lambda s: s.index == 2, **run)
+    again = posterior.sample(prior, resume=tmp_path, max_batch=7, **run)
+    assert torch.equal(again.draws, whole.draws)
+    assert again.provenance["nfe"] == whole.provenance["nfe"]
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+@pytest.mark.parametrize("steps", [1, 4])
+def test_counts_are_the_formulas(name: str, steps: int) -> None:
+    method, prior = VARIANTS[name], mixture()
+    run = posterior.sample(prior, method=method, steps=steps, n=method.yields, **setting(method, 1))
+    assert run.provenance["nfe"] * method.yields == method.nfe(steps)
+    assert run.provenance["vjp"] * method.yields == method.vjps(steps)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_no_graph_and_no_global_generator(name: str) -> None:
+    method, prior = VARIANTS[name], mixture()
+    before = torch.random.get_rng_state()
+    with torch.enable_grad():
+        draws = posterior.sample(prior, method=method, steps=3, **setting(method, 1)).draws
+    assert not draws.requires_grad
+    assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_a_broken_row_is_flagged_and_touches_no_other(name: str) -> None:
+    """From the third evaluation on the denoiser gives nan for the rows near one source or mask."""
+
+    class Broken(priors.GaussianMixture):
+        broken = False
+
+        def denoise(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+            out = super().denoise(x_t, t)
+            first = torch.arange(len(out)) < len(out) // 2
+            return torch.where(first[:, None, None, None], torch.nan, out) if self.broken else out
+
+    fine = mixture()
+    prior = Broken(fine.weights, fine.means.float(), 0.05)
+    method = VARIANTS[name]
+    count = method.particles
+    given = setting(method, 2)
+    whole = posterior.sample(prior, method=method, steps=5, **given)
+
+    def breaks(step: object) -> bool:
+        prior.broken = step.index >= 2  # type: ignore[attr-defined]
+        return False
+
+    out = posterior.sample(
+        prior, method=method, steps=5, callback=breaks, max_batch=2 * count, **given
+    )
+    assert out.good.tolist() == [[False, True]]
+    assert torch.equal(out.draws[:, 1], whole.draws[:, 1])
+    assert torch.isfinite(out.draws).all(), "a frozen row keeps its last state"
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_every_schedule_runs(name: str) -> None:
+    method = VARIANTS[name]
+    for schedule in (VPLinear(), RectifiedFlow(), EDM()):
+        draws = posterior.sample(
+            mixture(schedule), method=method, steps=6, n=2, **setting(method, 2)
+        ).draws
+        assert torch.isfinite(draws).all(), schedule
+
+
+ZERO = {
+    "dps": guidance.DPS(scale=0),
+    "mmps": guidance.MMPS(iterations=0),
+    "dds": guidance.DDS(gamma=0),
+}
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_zero_guidance_is_the_base_class(name: str) -> None:
+    prior, method = mixture(), ZERO[name]
+    given = alone(setting(method, 1), 0)
+    guided = posterior.sample(prior, method=method, steps=5, n=3, seed=2, **given).draws
+    plain = posterior.sample(prior, shape=SHAPE, method=Guidance(), steps=5, n=3, seed=2).draws
+    assert torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_a_measurement_is_needed(name: str) -> None:
+    with pytest.raises(CapabilityError, match="measurement"):
+        posterior.sample(mixture(), shape=SHAPE, method=MEASURED[name])
+
+
+@pytest.mark.parametrize("name", MEASURED)
+def test_what_the_operator_cannot_do_is_said_before_the_first_call(name: str) -> None:
+    method, prior = MEASURED[name], mixture()
+    black_box = operators.from_callable(lambda x: x.round(), differentiable=False)
+    y = torch.zeros(1, *SHAPE)
+    if name in ("enkg", "daps-metropolis"):
+        draws = posterior.sample(prior, black_box, y, noise=0.5, method=method, steps=3).draws
+        assert torch.isfinite(draws).all()
+        return
+    with pytest.raises(CapabilityError):
+        posterior.sample(prior, black_box, y, noise=0.5, method=method)
+    assert prior.counts.nfe == 0
+
+
+def test_auto_chooses_by_capability_and_says_why() -> None:
+    prior, y = mixture(), torch.zeros(1, *SHAPE)
+    linear = posterior.sample(prior, operators.Identity(), y, noise=0.1, steps=2)
+    black_box = operators.from_callable(lambda x: x.round(), differentiable=False)
+    boxed = posterior.sample(prior, black_box, y, noise=0.1, steps=2)
+    free = posterior.sample(prior, shape=SHAPE, steps=2)
+    edit = posterior.sample(prior, source=y, steps=2)
+    chosen = [r.provenance["method"].split("(")[0] for r in (linear, boxed, free)]
+    assert chosen == ["DPS", "EnKG", "Guidance"]
+    assert edit.provenance["method"].startswith("Guidance")
+    assert all(r.provenance["why"] for r in (linear, boxed, free))
+
+
+BAD = {
+    "mmps": {"iterations": -1},
+    "dds": {"gamma": -1.0},
+    "daps": {"kernel": "langvin"},
+    "mcg": {"scale": float("nan")},
+    "reddiff": {"form": "likelyhood"},
+    "enkg": {"particles": 1},
+    "tds": {"particles": 0},
+    "postedit": {"fusion": 1.5},
+    "dps": {"likelihood": "gausian"},
+}
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_bad_settings_are_refused(name: str) -> None:
+    with pytest.raises(InputError):
+        REGISTRY[name](**BAD[name])
+
+
+def test_methods_are_replaceable_values() -> None:
+    for method in VARIANTS.values():
+        assert replace(method) == method
+        assert hash(method) == hash(replace(method))
