@@ -201,7 +201,8 @@ def table(results: Results, cases: dict[str, str], names: Sequence[str], problem
     """
     lines = [
         "Mean ± 1.96 standard errors over problems (median) of the sliced Wasserstein-1 distance;"
-        " `floor` is exact draws against exact draws of the same problems, mean (median).",
+        " `floor` is exact draws against exact draws of the same problems, mean (median)."
+        " Problems: those of several modes + those of one.",
         "",
         "| d, d_y | method | problems | all | floor | several modes | floor | one mode | floor |"
         " failed draws | NFE, VJP per draw | seconds |",

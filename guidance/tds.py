@@ -182,9 +182,10 @@ class TDS(Guidance):
 
 def _log_normal(r: Tensor, variance: float | Tensor) -> Tensor:
     """Log N(r; 0, variance) of each row, float64, per real component."""
-    spread = variance if isinstance(variance, Tensor) else torch.as_tensor(variance)
-    std = spread.to(r.real.dtype).sqrt().to(r.device)
-    model = GaussianNoise(float(std) if std.ndim == 0 else std.expand_as(r.real))
+    if isinstance(variance, Tensor):
+        model = GaussianNoise(variance.sqrt().expand_as(r.real))
+    else:
+        model = GaussianNoise(math.sqrt(variance))
     return model.log_prob(r, torch.zeros_like(r)).double()
 
 

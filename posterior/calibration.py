@@ -134,33 +134,46 @@ class RankTest:
         if self.p_value >= self.level:
             return "calibrated"
         shift, spread = self._deviations
-        if abs(spread) > abs(shift):
+        if self._by_width:
             return "over-confident" if spread > 0 else "under-confident"
         return _SHIFTED[self.name][shift > 0][0] if self.name in _SHIFTED else "biased"
+
+    @property
+    def _by_width(self) -> bool:
+        """Whether the ranks are too spread out or too crowded rather than shifted."""
+        shift, spread = self._deviations
+        return abs(spread) > abs(shift)
 
     @property
     def _deviations(self) -> tuple[float, float]:
         """Of the mean and of the variance of the ranks, in standard errors.
 
-        Under the uniform law Var u = 1/12 and Var (u - 1/2)^2 = 1/180.
+        Under the uniform law Var u = 1/12 and Var (u - 1/2)^2 = 1/180. The variance is that about
+        the mean found: ranks that crowd at one end are shifted, not spread out.
         """
-        centred = self.ranks[:, self.worst] - 0.5
-        n = len(centred)
-        shift = float(centred.mean()) * math.sqrt(12 * n)
-        return shift, (float(centred.square().mean()) - 1 / 12) * math.sqrt(180 * n)
+        u = self.ranks[:, self.worst]
+        n = len(u)
+        shift = (float(u.mean()) - 0.5) * math.sqrt(12 * n)
+        return shift, (float(u.var(correction=0)) - 1 / 12) * math.sqrt(180 * n)
+
+    @property
+    def title(self) -> str:
+        """The kind of deviation in words."""
+        if self.kind == "under-confident" and not self._by_width:
+            return f"{self.kind} (too wide or misplaced)"  # both make the draws worse than x*
+        return _TITLES[self.kind]
 
     @property
     def verdict(self) -> str:
         """The kind of deviation, its size, and the p-value."""
         p = f"p = {self.p_value:.2g}"
         if self.kind == "calibrated":
-            return f"{_TITLES[self.kind]}: no deviation seen, {p}"
-        shift, spread = self._deviations
-        what = self._width() if abs(spread) > abs(shift) else self._shift()
+            return f"{self.title}: no deviation seen, {p}"
+        what = self._width() if self._by_width else self._shift()
         if len(self.labels) > 1:
             bad = sum(p_c * len(self.labels) < self.level for p_c in self.column_p_values)
             what += f" at {self.labels[self.worst]} (rejected: {bad} of {len(self.labels)})"
-        return f"{_TITLES[self.kind]}: {what}, {p}"
+        return f"{self.title}: {what}, {p}"
 
     def _width(self) -> str:
         text = f"the central 50 % of the draws hold {100 * self.coverage:.0f} % of the truths"
@@ -267,7 +280,7 @@ class Calibration:
                     x, y, color=accent, lw=1.3, alpha=1.0 if on_top else 0.25, zorder=2 + on_top
                 )
             axes.set_title(test.name, size=10, color=ink, loc="left", pad=18)
-            note = f"{_TITLES[test.kind]}, p = {test.p_value:.2g}"
+            note = f"{test.title}, p = {test.p_value:.2g}"
             axes.text(0, 1.03, note, transform=axes.transAxes, size=7.5, color=quiet)
             axes.set_xlim(0, 1)
             axes.set_xticks([0, 0.5, 1])

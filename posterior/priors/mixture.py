@@ -85,11 +85,11 @@ class GaussianMixture(Prior):
                 f"covariances has shape {tuple(c.shape)}: give a number, ({count},), "
                 f"{(d, d)} or {(count, d, d)}"
             )
-        self._set(w / w.sum(), m, laws, schedule, dtype)
+        self._set((w / w.sum()).log(), m, laws, schedule, dtype)
 
     def _set(
         self,
-        weights: Tensor,
+        log_weights: Tensor,
         means: Tensor,
         laws: Sequence[lg.Covariance],
         schedule: Schedule | None,
@@ -100,14 +100,14 @@ class GaussianMixture(Prior):
         self.event_shape = tuple(means.shape[1:])
         self.device = means.device
         self.dtype = dtype or torch.get_default_dtype()
-        self._log_weights = weights.double().to(means.device).log()[None]  # (1 or rows, K)
+        self._log_weights = log_weights.double().to(means.device)[None]  # (1 or rows, K)
         # one covariance for all components, or one each; with one basis for all, or one each
         self._laws = list(laws)
         self._shared = len({id(law.basis) for law in laws}) == 1 or all(
             isinstance(law.basis, lg.Standard) for law in laws
         )
         flat = self.means.flatten(1)
-        self._centre = weights.double().to(means.device) @ flat  # (d,)
+        self._centre = self._log_weights[0].exp() @ flat  # (d,)
         self._offsets = [  # mu_k, in the basis of each component
             law.basis.to((flat if len(laws) == 1 else flat[k : k + 1]) - self._centre)
             for k, law in enumerate(laws)
@@ -360,7 +360,7 @@ class GaussianMixture(Prior):
         logits = log_w + torch.tensor(evidence, dtype=torch.float64, device=self.device)
         out = self.__class__.__new__(self.__class__)
         out._set(
-            torch.softmax(logits, 0),
+            torch.log_softmax(logits, 0),  # weights may be too small for a float
             torch.stack(means).reshape(self.means.shape),
             laws,
             self._given_schedule,

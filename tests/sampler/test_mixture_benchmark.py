@@ -67,7 +67,7 @@ def test_the_matrix_has_the_drawn_singular_values_in_falling_order() -> None:
 
 
 def test_singular_values_and_noise_levels_are_uniform() -> None:
-    problems = [mp.problem(8, 1, k) for k in range(200)]
+    problems = [mp.problem(8, 1, k) for k in range(100)]
     s = torch.stack([torch.linalg.svdvals(p.operator.matrix)[0] for p in problems])
     u = torch.tensor([p.noise_std for p in problems]).double() / s
     assert stats.kstest(s.numpy(), "uniform").pvalue > 1e-3
@@ -209,7 +209,7 @@ def controls(dy: int) -> dict[str, float]:
             "prior": p.prior,
         }.items():
             x = law.sample(N, seed=mp.seed_of(8, dy, k, name))
-            found.setdefault(name, []).append(mp.sliced_wasserstein(x, reference, slices=200))
+            found.setdefault(name, []).append(mp.sliced_wasserstein(x, reference, slices=100))
     return {name: statistics.fmean(values) for name, values in found.items()}
 
 

@@ -1,0 +1,361 @@
+"""One step of each method against its card's equations, evaluated by hand on Gaussian priors."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import pytest
+import torch
+from guidance_steps import SCHEDULES, D, M, ancestral, by_hand, generator, one_step, problem, stream
+from torch import Tensor
+
+import posterior
+from posterior import guidance, operators, priors
+from posterior.guidance import _kernels
+from posterior.guidance._consistency import consistent
+from posterior.guidance.base import Step
+from posterior.operators.noise import GaussianNoise
+from posterior.problem import Problem
+from posterior.schedules import CLEAN, EDM, Schedule, VPLinear
+from posterior.streams import Noise
+
+STD, SPREAD = 0.3, 0.8
+
+
+@pytest.fixture(params=SCHEDULES, ids=repr)
+def setting(request: pytest.FixtureRequest) -> tuple[Schedule, Step, Tensor]:
+    """A schedule, a step in its middle, and two rows of x_t."""
+    schedule = request.param
+    t, s = schedule.level_of_ratio(0.9), schedule.level_of_ratio(0.6)
+    return schedule, Step(3, 10, t, s), torch.randn(2, D, generator=generator(1)).double()
+
+
+def close(actual: Tensor, expected: Tensor, atol: float = 1e-10) -> None:
+    """Equal to 1e-10."""
+    torch.testing.assert_close(actual, expected, rtol=0, atol=atol)
+
+
+def white_variance(step: Step) -> float:
+    """Variance of x0 given x_t under N(m, SPREAD^2 I)."""
+    return 1 / (1 / SPREAD**2 + (step.t.alpha / step.t.sigma) ** 2)
+
+
+def test_mmps(setting: tuple[Schedule, Step, Tensor]) -> None:
+    """With as many iterations as entries of y: the exact posterior mean of x0 given x_t and y."""
+    schedule, step, x_t = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    out = one_step(guidance.MMPS(iterations=M), setup, step, x_t)
+    x0, jacobian = by_hand(mu, cov, step.t, x_t)
+    conditional = step.t.sigma**2 / step.t.alpha * jacobian
+    inner = STD**2 * torch.eye(M, dtype=torch.float64) + matrix @ conditional @ matrix.T
+    for k in range(2):
+        r = setup.y[k] - matrix @ x0[k]
+        guided = x0[k] + conditional @ matrix.T @ torch.linalg.solve(inner, r)
+        close(out["x0"][k], guided)
+        close(out["x"][k], ancestral(guided, x_t[k], step.t, step.s, out["z"][k]))
+
+
+def test_mmps_with_one_iteration_is_dps(setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, x_t = setting
+    setup, *_ = problem(schedule, STD)
+    out = one_step(guidance.MMPS(iterations=1), setup, step, x_t)
+    assert torch.equal(out["x"], one_step(guidance.DPS(), setup, step, x_t)["x"])
+
+
+def test_dds_principled(setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, x_t = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    method = guidance.DDS(spread=SPREAD, iterations=2 * D)
+    out = one_step(method, setup, step, x_t)
+    x0, _ = by_hand(mu, cov, step.t, x_t)
+    gamma = white_variance(step) / STD**2
+    system = torch.eye(D, dtype=torch.float64) + gamma * matrix.T @ matrix
+    for k in range(2):
+        expected = torch.linalg.solve(system, x0[k] + gamma * matrix.T @ setup.y[k])
+        close(out["x0"][k], expected, 1e-6)  # CG stops at 1e-6
+        close(out["x"][k], ancestral(expected, x_t[k], step.t, step.s, out["z"][k]), 1e-6)
+
+
+@pytest.mark.parametrize("gamma", [0.7, math.inf])
+def test_dds_published(gamma: float, setting: tuple[Schedule, Step, Tensor]) -> None:
+    """x_s = alpha_s x' + sigma_s (eta z + sqrt(1 - eta^2) eps), eps that of the uncorrected x0."""
+    schedule, step, x_t = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    method = guidance.DDS(
+        gamma=gamma, iterations=2 * D, keep_eps=True, transition=guidance.DDS.preset(
+            "code/mri").transition
+    )  # fmt: skip
+    out = one_step(method, setup, step, x_t)
+    x0, _ = by_hand(mu, cov, step.t, x_t)
+    eps = (x_t - step.t.alpha * x0) / step.t.sigma
+    for k in range(2):
+        r = setup.y[k] - matrix @ x0[k]
+        if math.isinf(gamma):
+            corrected = x0[k] + torch.linalg.pinv(matrix) @ r
+        else:
+            system = torch.eye(D, dtype=torch.float64) + gamma * matrix.T @ matrix
+            corrected = torch.linalg.solve(system, x0[k] + gamma * matrix.T @ setup.y[k])
+        mixed = 0.85 * out["z"][k] + math.sqrt(1 - 0.85**2) * eps[k]
+        close(out["x"][k], step.s.alpha * corrected + step.s.sigma * mixed, 1e-6)
+
+
+def test_dds_needs_one_iteration_for_a_mask(setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, x_t = setting
+    _, mu, cov, _ = problem(schedule)
+    prior = priors.Gaussian(mu.reshape(1, 1, D), cov, schedule=schedule)
+    keep = torch.tensor([[1.0, 0.0, 1.0, 1.0, 0.0]], dtype=torch.float64)
+    y = torch.randn(2, 1, 1, D, generator=generator(2), dtype=torch.float64)
+    setup = Problem(prior, operators.Mask(keep=keep), keep * y, GaussianNoise(STD))
+    out = one_step(guidance.DDS(gamma=0.7, iterations=1), setup, step, x_t.reshape(2, 1, 1, D))
+    x0, _ = by_hand(mu, cov, step.t, x_t)
+    moved = x0 + 0.7 / 1.7 * keep * (y.reshape(2, D) - x0)
+    close(out["x0"].reshape(2, D), moved)
+
+
+def test_daps_exact_draw_has_the_moments_of_the_conditional() -> None:
+    """x0y is linear in the noise: mean and covariance by pushing unit vectors through the solve."""
+    setup, _, _, matrix = problem(EDM(), STD)
+    v = 0.4
+    weight = v / STD**2
+    a = setup.operator
+    assert a is not None
+    eye_x = torch.eye(D, dtype=torch.float64)
+    eye_y = torch.eye(M, dtype=torch.float64)
+    from_x = math.sqrt(v) * eye_x
+    from_x = from_x + consistent(a, -a(from_x), weight, iterations=2 * D)
+    from_y = consistent(a, STD * eye_y, weight, iterations=2 * D)
+    covariance = from_x.T @ from_x + from_y.T @ from_y
+    expected = torch.linalg.inv(eye_x / v + matrix.T @ matrix / STD**2)
+    close(covariance, expected, 1e-6)
+
+
+def test_daps(setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, x_t = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    method = guidance.DAPS(spread=SPREAD, inner_steps=2 * D)
+    out = one_step(method, setup, step, x_t)
+    noise, v = stream(x_t), white_variance(step)
+    x0, _ = by_hand(mu, cov, step.t, x_t)
+    start = x0 + math.sqrt(v) * noise("prior")
+    data = setup.y + STD * noise("data", 0, shape=(M,))
+    system = torch.eye(D, dtype=torch.float64) / v + matrix.T @ matrix / STD**2
+    for k in range(2):
+        right = start[k] / v + matrix.T @ data[k] / STD**2
+        expected = torch.linalg.solve(system, right)
+        close(out["x0"][k], expected, 1e-5)
+        close(out["x"][k], step.s.alpha * expected + step.s.sigma * out["z"][k], 1e-5)
+
+
+def test_daps_published_step_by_hand() -> None:
+    """ODE by Euler steps on rho = 7, then Langevin with the code's factor 2 and its decay."""
+    schedule = EDM()
+    setup, mu, cov, matrix = problem(schedule, STD)
+    step = Step(3, 10, schedule.level_of_ratio(0.9), schedule.level_of_ratio(0.6))
+    x_t = torch.randn(2, D, generator=generator(1)).double()
+    method = guidance.DAPS(
+        ode_steps=3, ode_end=0.01, spread=math.inf, kernel="langevin", inner_steps=4, rate=1e-3,
+        absolute_rate=True, decay=0.01, tau=0.2, data_factor=2.0,
+    )  # fmt: skip
+    out = one_step(method, setup, step, x_t)
+    low, high = 0.01 ** (1 / 7), 0.9 ** (1 / 7)
+    grid = [(high + j / 3 * (low - high)) ** 7 for j in range(4)]
+    x = x_t
+    for now, after in itertools.pairwise(grid):
+        mean, _ = by_hand(mu, cov, schedule.level_of_ratio(now), x)
+        x = x + (after - now) * (x - mean) / now
+    centre, noise = x, stream(x_t)
+    rate = 1e-3 * (1 - 0.99 * 3 / 11)
+    for j in range(4):
+        data = -2 * (x @ matrix.T - setup.y) @ matrix / 0.2**2
+        drift = data + (centre - x) / 0.9**2
+        x = x + rate * drift + math.sqrt(2 * rate) * noise("kernel", j)
+    close(out["x0"], x)
+
+
+def test_undamped_hamiltonian_is_langevin() -> None:
+    x = torch.randn(2, D, generator=generator(1)).double()
+    noise = Noise.single(3, (D,), torch.float64, rows=2)
+    run = (x, lambda v: -2 * v, 0.01, 5, noise)
+    close(_kernels.hamiltonian(*run, momentum=0.0), _kernels.langevin(*run), 1e-12)
+
+
+def test_metropolis_keeps_its_target() -> None:
+    """Draws of N(0, 1) stay draws of N(0, 1), and proposals of density nan are refused."""
+    noise = Noise.single(0, (1,), torch.float64, rows=4000)
+    x = noise("start")
+    out = _kernels.metropolis(x, lambda v: -0.5 * v[:, 0] ** 2, 1.0, 20, noise)
+    assert abs(float(out.mean())) < 4 / 4000**0.5
+    assert abs(float(out.var()) - 1) < 4 * (2 / 4000) ** 0.5
+    assert float((out != x).double().mean()) > 0.9
+    log_density = lambda v: torch.where(v[:, 0] == x[:, 0], 0.0, torch.nan)  # noqa: E731
+    assert torch.equal(_kernels.metropolis(x, log_density, 1.0, 3, noise), x)
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_mcg(late: bool, setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, x_t = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    out = one_step(guidance.MCG(scale=0.4, late=late), setup, step, x_t)
+    x0, jacobian = by_hand(mu, cov, step.t, x_t)
+    inverse = torch.linalg.pinv(matrix)
+    known, noise = (step.t if late else step.s), stream(x_t)
+    for k in range(2):
+        r = setup.y[k] - matrix @ x0[k]
+        gradient = -jacobian.T @ matrix.T @ r / r.norm()
+        moved = ancestral(x0[k], x_t[k], step.t, step.s, out["z"][k]) - 0.4 * gradient
+        y_s = known.alpha * setup.y[k] + known.sigma * matrix @ noise("known")[k]
+        close(out["x"][k], moved - inverse @ matrix @ moved + inverse @ y_s)
+
+
+def test_mcg_ends_on_the_data_and_keeps_their_noise() -> None:
+    setup, *_ = problem(EDM(), STD)
+    method = guidance.MCG()
+    draws = posterior.sample(
+        setup.prior, setup.operator, setup.y, noise=STD, method=method, steps=10
+    ).draws[0]
+    close(setup.operator(draws), setup.y, 1e-9)
+
+
+@pytest.mark.parametrize("form", ["published", "likelihood"])
+def test_reddiff(form: str, setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, mu_now = setting
+    setup, mean, cov, matrix = problem(schedule, STD)
+    method = guidance.REDdiff(form=form, weight=0.25, rate=0.1, spread=SPREAD)
+    first = torch.randn(2, D, generator=generator(7)).double()
+    second = torch.rand(2, D, generator=generator(8)).double()
+    out = one_step(method, setup, step, mu_now, first=first, second=second)
+    eps, t = stream(mu_now)("visit"), step.t
+    x_t = t.alpha * mu_now + t.sigma * eps
+    x0, _ = by_hand(mean, cov, t, x_t)
+    eps_hat = (x_t - t.alpha * x0) / t.sigma
+    r = mu_now @ matrix.T - setup.y
+    prior = 0.25 * (t.sigma / t.alpha) * (eps_hat - eps)
+    if form == "published":
+        gradient = r @ matrix / M + prior / D
+    else:
+        gradient = r @ matrix / STD**2 + prior / SPREAD**2
+    first, second = 0.9 * first + 0.1 * gradient, 0.99 * second + 0.01 * gradient**2
+    hat, size = first / (1 - 0.9**4), (second / (1 - 0.99**4)).sqrt()  # the fourth step
+    close(out["x"], mu_now - 0.1 * hat / (size + 1e-8))
+
+
+def test_enkg_correction_is_the_ensemble_covariance(
+    setting: tuple[Schedule, Step, Tensor],
+) -> None:
+    """Linear A: d_j = C_xY (Y_j - y), one Frobenius norm; then one Euler step of the flow."""
+    schedule, step, _ = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    count = 7
+    setup = setup.take([0] * count)
+    x = torch.randn(count, D, generator=generator(3)).double()
+    method = guidance.EnKG(particles=count, gamma=0.3, ode_steps=1, first=0.0, last=0.0)
+    out = one_step(method, setup, step, x)
+    x0, _ = by_hand(mu, cov, step.t, x)
+    outputs = x0 @ matrix.T
+    e = outputs - setup.y
+    cross = (x - x.mean(0)).T @ (outputs - outputs.mean(0)) / count  # C_xY
+    size = (e @ (outputs - outputs.mean(0)).T / count).norm()
+    corrected = x - 0.3 / size * e @ cross.T
+    mean, _ = by_hand(mu, cov, step.t, corrected)
+    eps = (corrected - step.t.alpha * mean) / step.t.sigma
+    close(out["x"], step.s.alpha * mean + step.s.sigma * eps)
+
+
+def test_enkg_ignores_the_scale_of_the_data_and_failed_particles() -> None:
+    setup, *_, matrix = problem(EDM(), STD)
+    prior = setup.prior
+    method = guidance.EnKG(particles=16)
+    run = {"noise": STD, "method": method, "n": 16, "steps": 10}
+    plain = posterior.sample(prior, operators.from_matrix(matrix), setup.y[:1], **run).draws
+    scaled = operators.from_matrix(3 * matrix)
+    close(posterior.sample(prior, scaled, 3 * setup.y[:1], **run).draws, plain, 1e-6)
+
+    def fails(x: Tensor) -> Tensor:
+        y = x @ matrix.T.to(x)
+        y[5:6] = torch.nan
+        return y
+
+    out = posterior.sample(prior, operators.from_callable(fails), setup.y[:1], **run)
+    assert torch.isfinite(out.draws).all()
+    assert bool(out.good.all())
+
+
+def test_tds_step_by_hand(setting: tuple[Schedule, Step, Tensor]) -> None:
+    schedule, step, _ = setting
+    setup, mu, cov, matrix = problem(schedule, STD)
+    count = 5
+    setup = setup.take([0] * count)
+    x_t = torch.randn(count, D, generator=generator(3)).double()
+    zero = torch.zeros(count, dtype=torch.float64)
+    method = guidance.TDS(particles=count, spread=SPREAD, threshold=0.0)
+    out = one_step(method, setup, step, x_t, log_w=zero, log_twist=zero, log_evidence=zero)
+    x0, jacobian = by_hand(mu, cov, step.t, x_t)
+    width = STD**2 + white_variance(step)
+    r = setup.y - x0 @ matrix.T
+    log_twist = -0.5 * r.square().sum(1) / width - M / 2 * math.log(2 * math.pi * width)
+    guided = x0 + step.t.sigma**2 / step.t.alpha * (r / width) @ matrix @ jacobian
+    zeros = torch.zeros(D, dtype=torch.float64)
+    mean, proposal = (ancestral(v, x_t, step.t, step.s, zeros) for v in (x0, guided))
+    c = float((ancestral(x0, x_t, step.t, step.s, zeros + 1) - mean)[0, 0])
+    x_s = proposal + c * out["z"]
+    close(out["x"], x_s)
+    ratio = ((x_s - proposal) ** 2 - (x_s - mean) ** 2).sum(1) / (2 * c**2)
+    close(out["log_w"], log_twist + ratio)
+    close(out["log_twist"], log_twist)
+
+
+def test_postedit_closed_form_is_the_law_of_the_chain() -> None:
+    """The state after M Langevin steps, from the recursion of its mean and variance."""
+    source = torch.randn(1, 3, 2, 2, generator=generator(0)).double()
+    prior = priors.Gaussian(torch.zeros(3, 2, 2, dtype=torch.float64), 1.0, schedule=VPLinear())
+    setup = Problem(prior, source=source)
+    method = guidance.PostEdit(rate=1e-4, inner_steps=30)
+    noise = Noise.single(3, (3, 2, 2), torch.float64)
+    levels = method.grid(prior.schedule, 5)
+    state = method.start(setup, levels[0], noise)
+    assert float(state["mask"].mean()) == 0.5
+    assert torch.equal(state["mask"][:, 0], state["mask"][:, 1]), "shared by the channels"
+    step = Step(1, 5, levels[1], levels[2])
+    x0hat = torch.randn(1, 3, 2, 2, generator=generator(1)).double()
+    drawn = method._draw(x0hat, state, step, noise)
+    h = 1e-4 * (1 - 0.99 * 1 / 5)
+    width = step.t.sigma**2
+    mean, variance = x0hat.clone(), torch.zeros_like(x0hat)
+    for _ in range(30):
+        drift = state["mask"] * (state["y"] - mean) / 0.01**2 + (x0hat - mean) / width
+        gain = 1 - h * (state["mask"] / 0.01**2 + 1 / width)
+        mean, variance = mean + h * drift, gain**2 * variance + 2 * h
+    close(drawn, mean + variance.sqrt() * noise("kernel"), 1e-9)
+
+
+def test_postedit_returns_a_certain_source() -> None:
+    """A prior that is sure of the source gives it back, whatever the settings."""
+    source = torch.randn(1, 3, 4, 4, generator=generator(0)).double()
+    prior = priors.Gaussian(source[0], 1e-12, schedule=VPLinear())
+    method = guidance.PostEdit(fusion=0.6, keep_fraction=0.2)
+    out = posterior.sample(prior, source=source, method=method, n=2).draws
+    close(out[:, 0], source.expand(2, -1, -1, -1), 1e-4)
+
+
+def test_postedit_edits_under_a_conditioned_mixture() -> None:
+    """Classes differ in half of the coordinates: those change, the others stay near the source."""
+    means = torch.zeros(2, 2, 8, 8)
+    means[0, 0], means[1, 0] = -1.0, 1.0
+    prior = priors.GaussianMixture(torch.tensor([0.5, 0.5]), means, 0.05, schedule=VPLinear())
+    source = prior.given(0).sample(1, seed=0)
+    edited = posterior.sample(
+        prior.given(1), source=source, method=guidance.PostEdit(), n=4, seed=1
+    ).draws[:, 0]
+    assert float(edited[:, 0].mean()) > 0.5
+    background = (edited[:, 1] - source[:, 1]).square().mean().sqrt()
+    fresh = (prior.sample(4, seed=2)[:, 1] - source[:, 1]).square().mean().sqrt()
+    assert float(background) < 0.8 * float(fresh)
+
+
+def test_clean_levels_end_every_grid() -> None:
+    for method in (guidance.PostEdit(), guidance.EnKG(), guidance.DAPS()):
+        for schedule in SCHEDULES:
+            levels = method.grid(schedule, 5)
+            assert levels[-1] == CLEAN
+            assert len(levels) == 6
