@@ -261,7 +261,7 @@ def demo(
         target = _free_name(Path("posterior-demo")) if out is None else out
         from posterior.folders import check_free
 
-        if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        if target.is_dir() and any(target.iterdir()):
             raise FileProblem(f"{target} exists and is not empty: name another folder")
         check_free(target)
     with _errors(code=1):

@@ -85,6 +85,8 @@ def test_bad_grids_are_refused() -> None:
         grids.named("karas", VE(), 5)
     with pytest.raises(InputError, match="at most 20"):
         grids.trailing(Discrete.linear(20), 21)
+    with pytest.raises(InputError, match="at most 20"):
+        grids.uniform(Discrete.linear(20), 21)
     for bad in (
         [CLEAN],
         [Level(0.5, math.nan, 1.0), CLEAN],

@@ -130,6 +130,21 @@ def test_checkpoint_and_resume(run: Run, here: Path) -> None:
     assert "seed" in err
 
 
+def test_many_images_resume_where_the_run_stopped(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image was never begun: it starts afresh; and the state goes on being saved."""
+    both = ("restore", "cat.png", "dog.jpg", *BLUR, *QUICK)
+    assert run("restore", "cat.png", *BLUR, *QUICK, "--checkpoint", "state", "-o", "first")[0] == 0
+    code, _, err = run(*both, "--resume", "state")
+    assert (code, err) == (0, "")
+    assert (here / "state" / "dog" / "checkpoint.safetensors").exists()
+    code, _, err = run(*both, "--resume", "nowhere", "-o", "other")
+    assert code == 2
+    assert "nowhere" in err
+    assert not (here / "other").exists()
+
+
 def test_long_runs_want_a_yes(
     run: Run, here: Path, monkeypatch: pytest.MonkeyPatch, photo_prior: SmoothPrior
 ) -> None:
@@ -195,8 +210,8 @@ WRONG = {
         ("restore", "cat.png", "-a", "gaussian-blur:sigma=90,boundary=valid", "--simulate"), 1, "",
     ),
     "crop outside": (("restore", "cat.png", *BLUR, "--crop", "99"), 1, "inside"),
-    "crop unreadable": (("restore", "cat.png", *BLUR, "--crop", "all"), 1, "crop"),
-    "nothing to resume": (("restore", "cat.png", *BLUR, *QUICK, "--resume", "no"), 1, ""),
+    "crop unreadable": (("restore", "cat.png", *BLUR, "--crop", "all"), 2, "crop"),
+    "nothing to resume": (("restore", "cat.png", *BLUR, *QUICK, "--resume", "no"), 2, "no such"),
     "demo without space": (("demo", "-o", "text.png"), 2, "is a file"),
 }  # fmt: skip
 

@@ -12,11 +12,18 @@ from front_helpers import SmoothPrior, as_tensor, listing, photograph
 from PIL import Image
 
 import posterior
-from posterior import operators
+from posterior import baselines, operators
 from posterior.errors import FileProblem, InputError
 from posterior.guidance import DPS
 from posterior.images import read_image
-from posterior.operators import GaussianBlur, GaussianNoise, Mask, SuperResolution
+from posterior.operators import (
+    GaussianBlur,
+    GaussianNoise,
+    Identity,
+    Mask,
+    SuperResolution,
+    parse,
+)
 from posterior.priors import Prior
 from posterior.restoration import Restoration, parse_crop, prepare, restore
 
@@ -183,6 +190,45 @@ def test_crop(cat: np.ndarray) -> None:
     for wrong in ("0", "1x", "80", "32x32+40+0", "-5", "a", True, "8x8+1"):
         with pytest.raises(InputError, match="crop"):
             parse_crop(wrong, (64, 64))
+
+
+@pytest.mark.parametrize(
+    "text", ["inpaint:keep_fraction=0.5", "inpaint:box=9,at=20x12", "inpaint:outpaint=20"]
+)
+def test_a_crop_keeps_the_mask_that_hid_the_pixels(cat: np.ndarray, text: str) -> None:
+    whole = parse(text)
+    y = whole(as_tensor(cat))
+    plan = prepare(y[0], whole, 0.1, SmoothPrior(), crop="40x36+8+16")
+    pattern = whole.pattern(64, 64)[..., 16:52, 8:48]
+    seen = plan.operator.restrict(torch.ones_like(plan.y)) != 0
+    assert torch.equal(seen, pattern.expand_as(seen))
+
+
+def test_a_grey_image_denoised(cat: np.ndarray) -> None:
+    out = run(cat.mean(2).astype(np.uint8), Identity(), simulate=True)
+    assert out.metrics["baseline"]["name"] == "non-local means"
+    assert out.baseline.shape == out.mean.shape
+
+
+def test_a_baseline_that_fails_does_so_before_the_draws(
+    cat: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prior = SmoothPrior()
+    monkeypatch.setattr(baselines, "biharmonic", lambda y, operator: 1 / 0)
+    plan = prepare(cat, Mask.random(keep_fraction=0.5), 0.1, prior, simulate=True, steps=2)
+    with pytest.raises(ZeroDivisionError):
+        plan.run()
+    assert prior.counts.nfe == 0
+
+
+def test_a_large_image_is_timed_on_a_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = []
+    prior = SmoothPrior()
+    denoise = prior.denoise
+    monkeypatch.setattr(prior, "denoise", lambda x, t: (seen.append(x.shape), denoise(x, t))[1])
+    plan = prepare(torch.zeros(3, 256, 512), BLUR, 0.1, prior, "dps", n=1, steps=10)
+    assert plan.seconds() > 0
+    assert max(shape[-1] * shape[-2] for shape in seen) <= 192 * 192
 
 
 def test_the_plan_knows_the_cost(cat: np.ndarray) -> None:

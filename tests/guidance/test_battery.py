@@ -11,7 +11,7 @@ from torch import Tensor
 
 import posterior
 from posterior import guidance, operators, priors
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError, InputError, SamplingError
 from posterior.guidance import REGISTRY
 from posterior.guidance.base import Guidance
 from posterior.operators.base import Operator
@@ -170,6 +170,19 @@ def test_zero_guidance_is_the_base_class(name: str) -> None:
     guided = posterior.sample(prior, method=method, steps=5, n=3, seed=2, **given).draws
     plain = posterior.sample(prior, shape=SHAPE, method=Guidance(), steps=5, n=3, seed=2).draws
     assert torch.equal(guided, plain)
+
+
+@pytest.mark.parametrize("name", sorted(set(MEASURED) - {"enkg", "daps-metropolis"}))
+def test_an_operator_that_gives_nan_is_an_error_and_not_a_draw_of_the_prior(name: str) -> None:
+    class Broken(operators.Identity):
+        def forward(self, x: Tensor) -> Tensor:
+            return super().forward(x) * torch.nan
+
+        adjoint = pinv = forward
+
+    y = torch.zeros(1, *SHAPE)
+    with pytest.raises(SamplingError):
+        posterior.sample(mixture(), Broken(), y, noise=0.1, method=MEASURED[name], steps=5)
 
 
 @pytest.mark.parametrize("name", MEASURED)

@@ -266,6 +266,8 @@ BAD = {
     "operator without y": ({"y": None}, InputError, "operator and y together"),
     "operator a function": ({"operator": torch.sin}, InputTypeError, "from_callable"),
     "prior a module": ({"prior": torch.nn.Identity()}, InputTypeError, "Prior"),
+    "y complex, A real": ({"y": measurement() + 1j}, InputTypeError, "complex"),
+    "callback no function": ({"callback": 3}, InputTypeError, "callable"),
     "y on meta": ({"y": measurement().to("meta")}, InputError, "device|meta"),
     "unknown method": ({"method": "dsp"}, InputError, "did you mean 'dps'"),
     "method a class": ({"method": guidance.DPS}, InputTypeError, "instance"),
@@ -280,7 +282,7 @@ BAD = {
     "shape of another prior": ({"shape": (1, 5, 5)}, InputError, "shape"),
     "source of another shape": ({"source": torch.zeros(1, 1, 5, 5)}, InputError, "shape|source"),
     "black box": (
-        {"operator": operators.from_callable(lambda x: x)},
+        {"operator": operators.from_callable(lambda x: x), "method": "dps"},
         CapabilityError,
         "gradient",
     ),
@@ -408,3 +410,10 @@ def test_fingerprints_tell_values_apart() -> None:
 def test_grid_outside_the_schedule_is_refused() -> None:
     with pytest.raises(InputError, match="covers"):
         VPLinear().level_of_ratio(1e9)
+
+
+def test_a_residual_that_does_not_exist_is_not_reported() -> None:
+    """Without noise there is nothing to divide by."""
+    run = posterior.sample(**GOOD | {"noise": 0.0, "method": guidance.DPS(likelihood="norm")})
+    assert "residual" not in run.report
+    assert "nan" not in run.report

@@ -1,6 +1,6 @@
-"""Choose DPS's defaults for the photo prior: a small sweep on the tuning photographs.
+"""Choose the methods' defaults for the photo prior: a small sweep on the tuning photographs.
 
-    python benchmarks/dps_sweep.py --size 64 --steps 50 --draws 2
+    python benchmarks/defaults_sweep.py --size 64 --steps 50 --draws 2
 
 The photographs are those of the `tune` split, which no reported table uses. Prints, for each
 variant, the PSNR of the mean and of single draws and the residual over the noise, by task.
@@ -17,20 +17,27 @@ import torch
 from photographs import TASKS, crops
 
 import posterior
-from posterior.guidance import DPS
+from posterior import guidance
 from posterior.guidance.base import Guidance
 from posterior.metrics import psnr
 from posterior.operators.noise import GaussianNoise
 from posterior.transitions import DDIM
 
 VARIANTS: dict[str, Guidance] = {
-    "gaussian karras": DPS(),
-    "gaussian": DPS(spacing="log_ratio"),
-    "gaussian eta 0.5": DPS(spacing="log_ratio", transition=DDIM(0.5)),
-    "norm 0.3": DPS(likelihood="norm", scale=0.3, spacing="log_ratio"),
-    "norm 1": DPS(likelihood="norm", scale=1.0, spacing="log_ratio"),
-    "norm 1 karras": DPS(likelihood="norm", scale=1.0),
-    "norm 3 karras": DPS(likelihood="norm", scale=3.0),
+    "DPS": guidance.DPS(),
+    "DPS log_ratio": guidance.DPS(spacing="log_ratio"),
+    "DPS eta 0.5": guidance.DPS(transition=DDIM(0.5)),
+    "DPS norm 1": guidance.DPS(likelihood="norm", scale=1.0),
+    "DPS norm 3": guidance.DPS(likelihood="norm", scale=3.0),
+    "MMPS": guidance.MMPS(),
+    **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
+    **{f"DAPS spread {s}": guidance.DAPS(spread=s) for s in (0.1, 0.2, 0.3)},
+    **{
+        f"REDdiff spread {s} rate {r}": guidance.REDdiff(spread=s, rate=r)
+        for s in (0.1, 0.3)
+        for r in (0.02, 0.1)
+    },
+    "MCG": guidance.MCG(),
 }
 
 
@@ -42,7 +49,7 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--photographs", type=int, default=3)
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
-    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/dps_sweep.json"))
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defaults_sweep.json"))
     args = parser.parse_args()
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
@@ -73,7 +80,7 @@ def main() -> None:
                 sum(s[what] for s in scores) / len(scores) for what in ("mean", "draw", "residual")
             )
             print(
-                f"{variant:20} {task:24} mean {mean:6.2f} dB   draw {draw:6.2f} dB"
+                f"{variant:28} {task:24} mean {mean:6.2f} dB   draw {draw:6.2f} dB"
                 f"   residual {residual:5.2f}",
                 flush=True,
             )

@@ -1,0 +1,281 @@
+"""Mean and covariance of whole runs in closed form, against the exact posterior.
+
+On a Gaussian prior with linear data the methods here are affine in their noises, so one run with a
+row for every noise element (a one there, zeros elsewhere) gives draws = mean + L z, and with it the
+law of the draws without any sampling error (the idea of MGPS, arXiv 2410.09945).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+import posterior
+from posterior import guidance, operators, priors
+from posterior.guidance import _kernels
+from posterior.guidance.base import Guidance, Step
+from posterior.operators.noise import GaussianNoise
+from posterior.problem import Problem
+from posterior.schedules import EDM, RectifiedFlow, Schedule, VPLinear
+from posterior.streams import Noise
+
+D, M = 4, 2
+Address = tuple[int, str, int, int]
+
+
+@dataclass
+class UnitNoise:
+    """Noise whose row k is one at address k - 1 and zero elsewhere; row 0 is zero everywhere."""
+
+    addresses: list[Address]
+    step: int = 0
+    seen: list[Address] = field(default_factory=list)
+
+    def at(self, step: int) -> UnitNoise:
+        """The same rows at another step."""
+        return UnitNoise(self.addresses, step, self.seen)
+
+    def __call__(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
+        """(rows, *shape), and a record of the call."""
+        shape = (D,) if shape is None else tuple(shape)
+        size = math.prod(shape)
+        out = torch.zeros(1 + len(self.addresses), size, dtype=torch.float64)
+        for element in range(size):
+            address = (self.step, name, j, element)
+            if self.addresses:
+                out[1 + self.addresses.index(address), element] = 1
+            else:
+                self.seen.append(address)
+        return out.reshape(-1, *shape)
+
+
+def law(method: Guidance, problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
+    """Mean (D,) and covariance (D, D) of the draws."""
+
+    def run(noise: UnitNoise) -> Tensor:
+        rows = problem.take([0] * (1 + len(noise.addresses)))
+        levels = method.grid(problem.prior.schedule, steps)
+        state = method.start(rows, levels[0], noise)
+        for k, (t, s) in enumerate(pairwise(levels)):
+            state = method.advance(rows, state, Step(k, steps, t, s), noise.at(k + 1))
+        return method.finish(rows, state, noise.at(steps + 2))
+
+    recorder = UnitNoise([])
+    run(recorder)
+    draws = run(UnitNoise(recorder.seen))
+    effects = draws[1:] - draws[0]
+    return draws[0], effects.T @ effects
+
+
+def problem(
+    covariance: Tensor | float, schedule: Schedule | None = None, std: float = 0.4
+) -> tuple[Problem, Tensor, Tensor]:
+    """A Gaussian prior, two linear measurements, and the exact posterior's mean and covariance."""
+    g = torch.Generator().manual_seed(3)
+    mean = torch.randn(D, generator=g, dtype=torch.float64)
+    matrix = torch.randn(M, D, generator=g, dtype=torch.float64)
+    y = torch.randn(1, M, generator=g, dtype=torch.float64)
+    prior = priors.Gaussian(mean, covariance, schedule=schedule)
+    c = torch.as_tensor(covariance, dtype=torch.float64)
+    c = c * torch.eye(D, dtype=torch.float64) if c.ndim == 0 else c
+    gain = (
+        c
+        @ matrix.T
+        @ torch.linalg.inv(matrix @ c @ matrix.T + std**2 * torch.eye(M, dtype=torch.float64))
+    )
+    exact_mean = mean + gain @ (y[0] - matrix @ mean)
+    setup = Problem(prior, operators.from_matrix(matrix), y, GaussianNoise(std))
+    return setup, exact_mean, c - gain @ matrix @ c
+
+
+def correlated() -> Tensor:
+    """A full covariance with eigenvalues between 0.3 and 2.4."""
+    g = torch.Generator().manual_seed(5)
+    root = torch.randn(D, D, generator=g, dtype=torch.float64)
+    return root @ root.T / D + 0.3 * torch.eye(D, dtype=torch.float64)
+
+
+def errors(
+    method: Guidance, setup: tuple[Problem, Tensor, Tensor], steps: int
+) -> tuple[float, float]:
+    """Whitened error of the mean, and relative error of the covariance."""
+    prob, mean, covariance = setup
+    m, c = law(method, prob, steps)
+    white = torch.linalg.inv(torch.linalg.cholesky(covariance))
+    eye = torch.eye(D, dtype=torch.float64)
+    return float((white @ (m - mean)).norm()), float((white @ c @ white.T - eye).norm())
+
+
+EXACT = {
+    "MMPS, any prior": (guidance.MMPS(iterations=2 * M), correlated()),
+    "DDS, isotropic prior": (guidance.DDS(spread=0.8, iterations=2 * D), 0.64),
+}
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VPLinear(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("name", EXACT)
+def test_exact_up_to_time_steps(name: str, schedule: Schedule) -> None:
+    """Errors fall like 1 / steps, the order of the ancestral rule, and their limit is zero."""
+    method, covariance = EXACT[name]
+    prob, mean, exact = problem(covariance, schedule)
+    (m1, c1), (m2, c2) = (law(method, prob, steps) for steps in (40, 80))
+    coarse, fine = float((c1 - exact).norm()), float((c2 - exact).norm())
+    assert 1.6 < coarse / fine < 2.4
+    # Richardson's extrapolation leaves the second order
+    assert float((2 * c2 - c1 - exact).norm()) < 0.2 * fine
+    assert float((2 * m2 - m1 - mean).norm()) < 0.02
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 800.0), VPLinear(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("steps", [3, 20])
+def test_daps_is_exact_for_isotropic_priors_whatever_the_steps(
+    schedule: Schedule, steps: int
+) -> None:
+    """x0y is a draw of p(x0 | x_t, y) itself: each level leaves the posterior as it is.
+
+    What remains is the start, at the schedule's largest sigma / alpha, and the solver's tolerance.
+    """
+    method = guidance.DAPS(spread=0.8, inner_steps=2 * D)
+    mean, covariance = errors(method, problem(0.64, schedule), steps)
+    assert mean < 0.01
+    assert covariance < 0.01
+
+
+def test_langevin_has_the_stationary_law_of_a_fixed_step() -> None:
+    """For a quadratic of precision P: covariance P^-1 (I - h P / 2)^-1, wider than P^-1."""
+    precision = torch.linalg.inv(correlated())
+    h = 0.5 / float(torch.linalg.eigvalsh(precision).max())
+    start = torch.zeros(1, D, dtype=torch.float64)
+    recorder = UnitNoise([])
+    run = (lambda x: -x @ precision, h, 120)
+    _kernels.langevin(start, *run, recorder)
+    unit = UnitNoise(recorder.seen)
+    effects = _kernels.langevin(start.expand(1 + len(unit.addresses), -1), *run, unit)[1:]
+    eye = torch.eye(D, dtype=torch.float64)
+    expected = torch.linalg.inv(precision @ (eye - h * precision / 2))
+    torch.testing.assert_close(effects.T @ effects, expected, rtol=0, atol=1e-5)
+
+
+def test_published_daps_over_disperses() -> None:
+    """N(0, 1), no data, a fine ODE, width sigma: a variance of about 2.12 at 200 levels, not 1."""
+    prior = priors.Gaussian(torch.zeros(D, dtype=torch.float64), 1.0, schedule=EDM(0.1, 100.0))
+    y = torch.zeros(1, D, dtype=torch.float64)
+    eye = operators.from_matrix(torch.eye(D, dtype=torch.float64))
+    setup = Problem(prior, eye, y, GaussianNoise(1e6))
+    # levels down to 0.1 as in the published grid; the ODE as the exact flow map of N(0, 1)
+    method = guidance.DAPS(spread=math.inf, ode_steps=60, ode_end=0.1)
+    _, covariance = law(method, setup, 40)
+    # e' = e s^2 / (s^2 + sigma^2) + sigma^2 along the levels, from the card
+    excess = 0.0
+    for level in method.grid(prior.schedule, 40)[:-1]:
+        excess = excess / (1 + level.sigma**2) + level.sigma**2
+    assert float(covariance[0, 0]) == pytest.approx(1 + excess, rel=0.15)
+    assert float(covariance[0, 0]) > 1.5
+
+
+def test_published_dds_under_disperses() -> None:
+    """Constant gamma, eps kept, share 0.85 of fresh noise: total variance below the posterior's."""
+    setup, _, exact = problem(correlated(), VPLinear())
+    method = guidance.DDS.preset("code/mri")
+    _, covariance = law(method, setup, 50)
+    assert float(torch.trace(covariance)) < 0.9 * float(torch.trace(exact))
+
+
+@pytest.mark.parametrize("fusion", [0.0, 0.5, 1.0])
+def test_postedit_by_its_scalar_recursion(fusion: float) -> None:
+    """Target N(m, s^2), source z: mean and variance entry by entry, kept and dropped."""
+    s2, target, z = 0.5, 1.0, -1.0
+    prior = priors.Gaussian(torch.full((D,), target, dtype=torch.float64), s2, schedule=VPLinear())
+    source = torch.full((1, D), z, dtype=torch.float64)
+    method = guidance.PostEdit(fusion=fusion, inner_steps=0, keep_fraction=1.0)
+    levels = method.grid(prior.schedule, 5)
+    mean = levels[0].alpha * z
+    variance = levels[0].sigma ** 2
+    for t, s in pairwise(levels):
+        gain = t.alpha * s2 / (t.alpha**2 * s2 + t.sigma**2)
+        mean, variance = target + gain * (mean - t.alpha * target), gain**2 * variance
+        if s.sigma > 0:  # no Langevin steps: x = x0hat
+            mean = s.alpha * ((1 - fusion) * mean + fusion * z)
+            variance = (s.alpha * (1 - fusion)) ** 2 * variance + s.sigma**2
+
+    class Uniforms(UnitNoise):
+        def at(self, step: int) -> Uniforms:
+            return Uniforms(self.addresses, step, self.seen)
+
+        def uniform(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
+            return torch.rand(1 + len(self.addresses), *(shape or (D,)), dtype=torch.float64)
+
+    setup = Problem(prior, source=source)
+    recorder = Uniforms([])
+
+    def run(noise: Uniforms) -> Tensor:
+        rows = setup.take([0] * (1 + len(noise.addresses)))
+        state = method.start(rows, levels[0], noise)
+        for k, (t, s) in enumerate(pairwise(levels)):
+            state = method.advance(rows, state, Step(k, 5, t, s), noise.at(k + 1))
+        return state["x"]
+
+    run(recorder)
+    draws = run(Uniforms(recorder.seen))
+    effects = draws[1:] - draws[0]
+    torch.testing.assert_close(draws[0], torch.full((D,), mean, dtype=torch.float64))
+    expected = variance * torch.eye(D, dtype=torch.float64)
+    torch.testing.assert_close(effects.T @ effects, expected)
+
+
+def test_tds_errors_fall_with_the_particles() -> None:
+    """The covariance of draws of 2 and of 64 particles against the posterior's."""
+    setup, mean, covariance = problem(correlated(), EDM(0.02, 40.0))
+    assert isinstance(setup.prior, priors.Gaussian)
+    white = torch.linalg.inv(torch.linalg.cholesky(covariance))
+
+    def error(particles: int, n: int = 300) -> float:
+        run = posterior.sample(
+            setup.prior, setup.operator, setup.y, noise=0.4, n=n, steps=40,
+            method=guidance.TDS(particles=particles, spread=1.0),
+        )  # fmt: skip
+        rows = (run.draws[:, 0] - mean) @ white.T
+        return float((rows.T @ rows / n - torch.eye(D)).norm())
+
+    few, many = error(2), error(64)
+    # the floor of n = 300 draws is sqrt(d (d + 1) / n) = 0.26, and 40 steps have their own bias
+    assert many < 0.6
+    assert many < few
+
+
+def test_tds_evidence_is_unbiased() -> None:
+    """Mean of Z_hat / Z over 200 filters within 3 standard errors of 1."""
+    setup, *_ = problem(correlated(), EDM(0.02, 40.0))
+    assert isinstance(setup.prior, priors.Gaussian)
+    method, filters, steps = guidance.TDS(particles=256), 200, 60
+    rows = setup.take([0] * (filters * method.particles))
+    noise = Noise(
+        (0,) * (filters * 256),
+        tuple(k // 256 for k in range(filters * 256)),
+        tuple(k % 256 for k in range(filters * 256)),
+        (D,),
+        torch.float64,
+    )
+    levels = method.grid(setup.prior.schedule, steps)
+    state = method.start(rows, levels[0], noise)
+    for k, (t, s) in enumerate(pairwise(levels)):
+        state = method.advance(rows, state, Step(k, steps, t, s), noise.at(k + 1))
+    # the model that the filter is unbiased for is that of the time steps: unconditional draws of
+    # the same rule, whose law the run without data gives
+    mean, covariance = law(Guidance(), setup, steps)
+    operator, y, _ = setup.measured()
+    matrix = operator(torch.eye(D, dtype=torch.float64))  # (D, M)
+    law_of_y = torch.distributions.MultivariateNormal(
+        mean @ matrix,
+        matrix.T @ covariance @ matrix + 0.16 * torch.eye(M, dtype=torch.float64),
+    )
+    ratio = (method.evidence(state) - law_of_y.log_prob(y[0])).exp()
+    standard_error = float(ratio.std()) / filters**0.5
+    assert abs(float(ratio.mean()) - 1) < 3 * standard_error
+    assert standard_error < 0.15
