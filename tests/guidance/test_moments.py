@@ -250,15 +250,19 @@ def test_tds_errors_fall_with_the_particles() -> None:
 
 
 def test_tds_evidence_is_unbiased() -> None:
-    """Mean of Z_hat / Z over 200 filters within 3 standard errors of 1."""
-    setup, *_ = problem(correlated(), EDM(0.02, 40.0))
+    """Mean of Z_hat / Z over 300 filters within 3 standard errors of 1.
+
+    Noisy data and a wide twist: with a narrow one the mean rests on few large values.
+    """
+    std = 1.5
+    setup, *_ = problem(correlated(), EDM(0.02, 40.0), std)
     assert isinstance(setup.prior, priors.Gaussian)
-    method, filters, steps = guidance.TDS(particles=256), 200, 60
+    method, filters, steps = guidance.TDS(particles=64, spread=2.0), 300, 60
     rows = setup.take([0] * (filters * method.particles))
     noise = Noise(
-        (0,) * (filters * 256),
-        tuple(k // 256 for k in range(filters * 256)),
-        tuple(k % 256 for k in range(filters * 256)),
+        (0,) * (filters * 64),
+        tuple(k // 64 for k in range(filters * 64)),
+        tuple(k % 64 for k in range(filters * 64)),
         (D,),
         torch.float64,
     )
@@ -273,9 +277,9 @@ def test_tds_evidence_is_unbiased() -> None:
     matrix = operator(torch.eye(D, dtype=torch.float64))  # (D, M)
     law_of_y = torch.distributions.MultivariateNormal(
         mean @ matrix,
-        matrix.T @ covariance @ matrix + 0.16 * torch.eye(M, dtype=torch.float64),
+        matrix.T @ covariance @ matrix + std**2 * torch.eye(M, dtype=torch.float64),
     )
     ratio = (method.evidence(state) - law_of_y.log_prob(y[0])).exp()
     standard_error = float(ratio.std()) / filters**0.5
     assert abs(float(ratio.mean()) - 1) < 3 * standard_error
-    assert standard_error < 0.15
+    assert standard_error < 0.03
