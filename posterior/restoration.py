@@ -216,8 +216,8 @@ class Plan:
             estimate, pull = self.prior.vjp(x, level.t)
             pull(estimate.x0)
 
-        with_gradient = _timed(both) * per_call
-        return with_gradient * self.vjps + forward * max(self.nfe - self.vjps, 0)
+        backward = max(_timed(both) * per_call - forward, 0.0)
+        return forward * self.nfe + backward * self.vjps
 
     def run(
         self,

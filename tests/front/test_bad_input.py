@@ -100,7 +100,7 @@ CASES = {
         {"noise": None, "operator": "inpaint:keep_fraction=0.02"}, InputError, "noise="
     ),
     # the rest
-    "method unknown": ({"method": "dsp"}, InputError, "did you mean 'dps'"),
+    "method unknown": ({"method": "dsp"}, InputError, "did you mean .*'dps'"),
     "method a class": ({"method": DPS}, InputTypeError, "instance"),
     "prior unknown": ({"prior": "phto"}, InputError, "photo"),
     "prior of a wrong type": ({"prior": 3}, InputTypeError, "prior"),

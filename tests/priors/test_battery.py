@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posterior.errors import InputError
+from posterior.errors import InputError, PosteriorError
 from posterior.priors import Gaussian, GaussianMixture, NetworkPrior, Prior, check
 from posterior.schedules import EDM, Discrete, RectifiedFlow
 
@@ -166,7 +166,7 @@ def test_samples_and_density_of_analytic_priors(name: str) -> None:
     assert torch.equal(prior.log_prob(x)[1:2], prior.log_prob(x[1:2]))
     assert check(prior, verbose=False) == []
     for n in (0, -1, 1.5, True):
-        with pytest.raises(InputError, match="n must be"):
+        with pytest.raises(PosteriorError, match="n must be"):
             prior.sample(n)  # type: ignore[arg-type]
 
 

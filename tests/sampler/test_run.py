@@ -269,7 +269,7 @@ BAD = {
     "y complex, A real": ({"y": measurement() + 1j}, InputTypeError, "complex"),
     "callback no function": ({"callback": 3}, InputTypeError, "callable"),
     "y on meta": ({"y": measurement().to("meta")}, InputError, "device|meta"),
-    "unknown method": ({"method": "dsp"}, InputError, "did you mean 'dps'"),
+    "unknown method": ({"method": "dsp"}, InputError, "did you mean .*'dps'"),
     "method a class": ({"method": guidance.DPS}, InputTypeError, "instance"),
     "unknown grid": ({"grid": "karas"}, InputError, "did you mean 'karras'"),
     "grid of one level": ({"grid": [(1.0, 0.0, 1.0)]}, InputError, "two levels"),
