@@ -75,6 +75,15 @@ VARIANTS: dict[str, Variant] = {
     "DPS published, zeta 1": published_dps(1.0),
     # MCGDiff's comparison moves by zeta / ||r|| grad ||r||^2 = 2 zeta grad ||r||, with zeta = 0.1
     "DPS published, MCGDiff's zeta": published_dps(0.2),
+    "MMPS": Variant(guidance.MMPS(iterations=4), 100),
+    # the means lie some ten units apart: that is the spread of x0 while the noise hides them
+    "DDS": Variant(guidance.DDS(spread=10.0), 100),
+    "DAPS": Variant(guidance.DAPS(spread=10.0), 100),
+    "RED-diff": Variant(guidance.REDdiff(spread=10.0), 1000),
+    **{
+        f"TDS, {k} particles": Variant(guidance.TDS(particles=k, spread=10.0), 100, most=1000)
+        for k in (32, 128, 512)
+    },
 }
 
 # name -> draws of a problem, with a seed: what the scale of the distance means
