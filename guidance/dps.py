@@ -32,9 +32,11 @@ from torch import Tensor
 
 from posterior import rows
 from posterior.errors import CapabilityError, InputError, unknown_name
+from posterior.estimates import Estimate, Pull
 from posterior.guidance._moments import guided_correction
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.noise import PoissonNoise
+from posterior.priors.base import Prior
 from posterior.problem import Problem
 from posterior.streams import Noise
 from posterior.transitions import LearnedVariance
@@ -112,25 +114,15 @@ class DPS(Guidance):
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate with gradient, residual, correct, move."""
         x = state["x"]
-        if self.scale == 0:
-            estimate, pull = problem.prior(x, step.t.t), None
-        else:
-            estimate, pull = problem.prior.vjp(x, step.t.t)
-        inside: Tensor | None = None
-        if self.clamp and problem.prior.range is not None:
-            low, high = problem.prior.range
-            inside = (estimate.x0 >= low) & (estimate.x0 <= high)
-            estimate = estimate.with_x0(estimate.x0.clamp(low, high))
+        estimate, pull = estimate_with_gradient(
+            problem.prior, x, step.t.t, gradient=self.scale != 0, clamp=self.clamp
+        )
         if pull is None:
             return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
 
-        def through_clamp(v: Tensor) -> Tensor:
-            """(dx0/dx_t)' v; saturated pixels do not move with x_t."""
-            return pull(v if inside is None else torch.where(inside, v, 0.0))
-
         if self.likelihood == "gaussian":
             scale = 1.0 if self.scale is None else self.scale
-            correction = guided_correction(problem, estimate.x0, step.t, through_clamp, 1)
+            correction = guided_correction(problem, estimate.x0, step.t, pull, 1)
             x0 = estimate.x0 + scale * correction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}
@@ -140,12 +132,11 @@ class DPS(Guidance):
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
         zeta = scale_at_dimension(self.scale, x)
         x_s = self.move(problem, estimate, step, noise)
-        return {"x": x_s + zeta * through_clamp(pull_operator(ascent)), "x0": estimate.x0}
+        return {"x": x_s + zeta * pull(pull_operator(ascent)), "x0": estimate.x0}
 
     def _ascent(self, r: Tensor, y: Tensor, problem: Problem) -> Tensor:
         """Minus the derivative of the loss with respect to A(x0); 0 where r = 0."""
-        norm = rows.norm(r)
-        unit = r * rows.expand(torch.where(norm > 0, 1 / norm, 0.0), r)
+        unit = unit_rows(r)
         if self.likelihood == "norm":
             return unit
         _, _, noise_model = problem.measured()
@@ -154,6 +145,36 @@ class DPS(Guidance):
             # weighs as one with a single count
             return noise_model.slope * unit / noise_model.counts(y).clamp(min=1.0)
         return unit * rows.expand(rows.total(1 / y.abs()) / y[0].numel(), r)
+
+
+def estimate_with_gradient(
+    prior: Prior, x: Tensor, t: float, *, gradient: bool, clamp: bool
+) -> tuple[Estimate, Pull | None]:
+    """The estimate, and pull(v) = (dx0/dx_t)' v unless it is not wanted.
+
+    With `clamp` x0 is cut to the prior's range, inside the graph: saturated pixels do not move with
+    x_t.
+    """
+    pull: Pull | None = None
+    if gradient:
+        estimate, pull = prior.vjp(x, t)
+    else:
+        estimate = prior(x, t)
+    if not clamp or prior.range is None:
+        return estimate, pull
+    low, high = prior.range
+    inside = (estimate.x0 >= low) & (estimate.x0 <= high)
+    clamped = estimate.with_x0(estimate.x0.clamp(low, high))
+    if pull is None:
+        return clamped, None
+    through = pull
+    return clamped, lambda v: through(torch.where(inside, v, 0.0))
+
+
+def unit_rows(r: Tensor) -> Tensor:
+    """Each row over its norm, i.e. the gradient of ||r||; 0 where r = 0."""
+    norm = rows.norm(r)
+    return r * rows.expand(torch.where(norm > 0, 1 / norm, 0.0), r)
 
 
 def scale_at_dimension(zeta: float | None, x: Tensor) -> float:

@@ -42,8 +42,9 @@ class EnKG(Guidance):
 
     Args:
         particles: J, of one ensemble.
-        gamma: length of a correction. It wants to be small when y has few entries: on an 8-d
-            Gaussian with 3 of them 2 diverges, 0.1 to 0.5 works.
+        gamma: length of a correction. It wants to be small when y has few entries: on a 6-d
+            Gaussian with 3 of them and 64 particles the mean of the draws was off by 0.2 posterior
+            standard deviations at 0.1, by 1.4 at 0.5; their variance was 0.4 and 0.1 of the truth.
         updates: corrections at each level.
         ode_steps: most Euler steps from x_j to x0_j; a quarter of the levels that are left, plus
             one, where that is less.
@@ -53,7 +54,7 @@ class EnKG(Guidance):
     transition: Transition = Euler
     default_steps: int = 80
     particles: int = 128
-    gamma: float = 0.5
+    gamma: float = 0.1
     updates: int = 1
     ode_steps: int = 20
     first: float = 0.05

@@ -18,13 +18,9 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
-from posterior import rows
 from posterior.errors import InputError, unknown_name
 from posterior.guidance.base import Guidance, State, Step
-from posterior.guidance.dps import scale_at_dimension
+from posterior.guidance.dps import estimate_with_gradient, scale_at_dimension, unit_rows
 from posterior.problem import Problem
 from posterior.streams import Noise
 from posterior.transitions import LearnedVariance
@@ -79,23 +75,13 @@ class MCG(Guidance):
         """Estimate with gradient, move, step along the manifold, project."""
         x, s = state["x"], step.s
         operator, y, _ = problem.measured()
-        if self.scale == 0:
-            estimate = problem.prior(x, step.t.t)
-        else:
-            estimate, pull = problem.prior.vjp(x, step.t.t)
-        inside: Tensor | None = None
-        if self.clamp and problem.prior.range is not None:
-            low, high = problem.prior.range
-            inside = (estimate.x0 >= low) & (estimate.x0 <= high)
-            estimate = estimate.with_x0(estimate.x0.clamp(low, high))
+        estimate, pull = estimate_with_gradient(
+            problem.prior, x, step.t.t, gradient=self.scale != 0, clamp=self.clamp
+        )
         x_s = self.move(problem, estimate, step, noise)
-        if self.scale != 0:
+        if pull is not None:
             a_x0, pull_operator = operator.vjp(estimate.x0)
-            r = y - a_x0
-            norm = rows.norm(r)
-            unit = r * rows.expand(torch.where(norm > 0, 1 / norm, 0.0), r)
-            v = pull_operator(unit)
-            ascent = pull(v if inside is None else torch.where(inside, v, 0.0))
+            ascent = pull(pull_operator(unit_rows(y - a_x0)))
             x_s = x_s + scale_at_dimension(self.scale, x) * ascent
         known = step.t if self.late else s
         target = known.alpha * y

@@ -38,7 +38,7 @@ class MMPS(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset(
         {"measurement", "network gradient", "operator gradient"}
     )
-    when: ClassVar[str] = "the most accurate one for linear operators; three times the cost of DPS"
+    when: ClassVar[str] = "linear operators, blurs above all; three backward passes a step"
     paper: ClassVar[str] = "Rozet et al., NeurIPS 2024, arXiv 2405.13712"
 
     def __post_init__(self) -> None:
