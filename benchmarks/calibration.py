@@ -2,9 +2,10 @@
 
     python benchmarks/calibration.py --simulations 200 --draws 63 --steps 400
 
-d = 8, four random measurements, a prior with correlated coordinates of unit scale. Prints a Markdown
-table with the p-value of each statistic (uniform ranks) and the signed verdict on the log-posterior
-ranks, which see the width of the draws. Negative controls are in `tests/core/test_calibration.py`.
+d = 8, four random measurements, a prior with correlated coordinates of unit scale. Prints a
+Markdown table with the p-value of each statistic (uniform ranks) and the signed verdict on the
+log-posterior ranks, which see the width of the draws. `tests/core/test_calibration.py` has negative
+controls.
 """
 
 from __future__ import annotations
