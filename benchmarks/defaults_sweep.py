@@ -33,9 +33,9 @@ VARIANTS: dict[str, Guidance] = {
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
     **{f"DAPS spread {s}": guidance.DAPS(spread=s) for s in (0.1, 0.2, 0.3)},
     **{
-        f"REDdiff spread {s} rate {r}": guidance.REDdiff(spread=s, rate=r)
+        f"REDdiff spread {s} from {start}": guidance.REDdiff(spread=s, initial=start)
         for s in (0.1, 0.3)
-        for r in (0.02, 0.1)
+        for start in ("zero", "auto")
     },
     "MCG": guidance.MCG(),
 }

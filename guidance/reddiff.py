@@ -54,7 +54,8 @@ class REDdiff(Guidance):
         weighting: h, a name of `WEIGHTS`.
         spread: standard deviation of x0 under a white prior, for the likelihood form.
         rate: of Adam, with betas (0.9, 0.99).
-        initial: "pinv" starts from A^+ y, "zero" from 0; "auto" takes the first where it exists.
+        initial: "pinv" starts from A^+ y, as published; "zero" from 0, since the pseudo-inverse of
+            a blur amplifies noise beyond what the steps undo; "auto" from A^+ y where it exists.
         largest: sigma / alpha of the first level; noisier ones say nothing of mu.
     """
 
@@ -62,9 +63,9 @@ class REDdiff(Guidance):
     form: Literal["likelihood", "published"] = "likelihood"
     weight: float = 1.0
     weighting: str = "linear"
-    spread: float = 0.3
+    spread: float = 0.1
     rate: float = 0.1
-    initial: Literal["auto", "pinv", "zero"] = "auto"
+    initial: Literal["auto", "pinv", "zero"] = "zero"
     largest: float = math.inf
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "operator gradient"})
@@ -97,7 +98,12 @@ class REDdiff(Guidance):
             raise unknown_name("preset", name, PRESETS)
         weight, rate = PRESETS[name]
         return REDdiff(
-            form="published", weight=weight, rate=rate, spacing="trailing", default_steps=1000
+            form="published",
+            weight=weight,
+            rate=rate,
+            initial="auto",
+            spacing="trailing",
+            default_steps=1000,
         )
 
     def check(self, problem: Problem) -> None:
