@@ -24,7 +24,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
-from posterior import rows
+from posterior import grids, rows
 from posterior.errors import CapabilityError, InputError, unknown_name
 from posterior.guidance import _kernels
 from posterior.guidance._consistency import (
@@ -36,7 +36,6 @@ from posterior.guidance._consistency import (
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
-from posterior.schedules import CLEAN, Level, Schedule
 from posterior.streams import Noise
 from posterior.transitions import Anew, Transition, move, ode_estimate
 
@@ -149,22 +148,11 @@ class DAPS(Guidance):
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate along the flow, draw given y, renoise."""
-        levels, s = self._ode_levels(problem.prior.schedule, step.t), step.s
+        schedule, s = problem.prior.schedule, step.s
+        levels = grids.descent(schedule, step.t, self.ode_end, self.ode_steps)
         x0hat = ode_estimate(state["x"], levels, problem.prior) / levels[-1].alpha
         x0y = self._draw(problem, x0hat, step, noise)
         return {"x": move(x0y, x0y, s, s.sigma, noise("move") if s.sigma > 0 else None), "x0": x0y}
-
-    def _ode_levels(self, schedule: Schedule, t: Level) -> list[Level]:
-        """r^(1/7) evenly spaced from t to the end (Karras et al. 2022, eq. 5)."""
-        low, high = schedule.ratio_range
-        end = max(self.ode_end, low if self.ode_end > 0 else 0.0)
-        if t.ratio <= end:  # the ODE would have to run upwards
-            return [t, CLEAN]
-        a = min(t.ratio, high if math.isfinite(high) else 1e4) ** (1 / 7)
-        b = end ** (1 / 7)
-        ratios = [(a + k / self.ode_steps * (b - a)) ** 7 for k in range(1, self.ode_steps)]
-        last = schedule.level_of_ratio(end) if end > 0 else CLEAN
-        return [t, *(schedule.level_of_ratio(max(r, low)) for r in ratios), last]
 
     def _variance(self, problem: Problem) -> float | Tensor:
         """The data variance that the sampler assumes."""

@@ -25,7 +25,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from posterior import rows
+from posterior import grids, rows
 from posterior.errors import InputError, unknown_name
 from posterior.guidance.base import Guidance, State, Step
 from posterior.problem import Problem
@@ -153,14 +153,11 @@ def _flat(y: Tensor) -> Tensor:
 
 
 def _ode_levels(schedule: Schedule, t: Level, count: int) -> list[Level]:
-    """`count` levels from t down to 0.002, r^(1/7) evenly spaced, and the clean one."""
-    low, high = schedule.ratio_range
-    end = max(_ODE_END, low)
-    if count == 1 or t.ratio <= end:
+    """`count` levels from t down to 0.002, and the clean one."""
+    if count == 1:
         return [t, CLEAN]
-    a, b = min(t.ratio, high if math.isfinite(high) else 1e4) ** (1 / 7), end ** (1 / 7)
-    ratios = [(a + k / (count - 1) * (b - a)) ** 7 for k in range(1, count)]
-    return [t, *(schedule.level_of_ratio(max(r, low)) for r in ratios), CLEAN]
+    levels = grids.descent(schedule, t, _ODE_END, count - 1)
+    return levels if levels[-1] == CLEAN else [*levels, CLEAN]
 
 
 PRESETS: dict[str, tuple[int, float, int, float]] = {

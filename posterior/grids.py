@@ -68,6 +68,22 @@ def named(name: str, schedule: Schedule, steps: int) -> Grid:
     return NAMES[name](schedule, steps)
 
 
+def descent(schedule: Schedule, t: Level, end: float, moves: int, rho: float = 7.0) -> Grid:
+    """From t down to sigma / alpha = end in `moves` moves, even in r^(1/rho), for an inner ODE.
+
+    end = 0 is the clean level; a t that is not noisier than `end` goes there at once.
+    """
+    low, high = schedule.ratio_range
+    end = max(end, low) if end > 0 else 0.0
+    if t.ratio <= end:
+        return [t, CLEAN]
+    # a ratio that is infinite at t, alpha = 0, leaves the spacing of the rest to a large one
+    a, b = min(t.ratio, high if math.isfinite(high) else 1e4) ** (1 / rho), end ** (1 / rho)
+    ratios = [(a + k / moves * (b - a)) ** rho for k in range(1, moves)]
+    last = schedule.level_of_ratio(end) if end > 0 else CLEAN
+    return [t, *(schedule.level_of_ratio(max(r, low)) for r in ratios), last]
+
+
 def of_ratios(schedule: Schedule, ratios: Sequence[float]) -> tuple[Grid, str]:
     """Levels at the given sigma / alpha, clipped to the schedule's range; and what was clipped."""
     low, high = schedule.ratio_range
