@@ -83,15 +83,24 @@ class Patches:
 
 
 def draw_sigmas(count: int, config: PhotoConfig, rng: np.random.Generator) -> Tensor:
-    """Noise levels of one batch, stratified: 75 % log-normal around 0.22, 25 % log-uniform."""
-    wide = round(0.25 * count)
-    near = count - wide
-    u = torch.from_numpy((np.arange(near) + rng.random(near)) / near)
-    normal = torch.exp(-1.5 + 0.85 * torch.special.ndtri(u.clamp(1e-6, 1 - 1e-6)))
-    u = torch.from_numpy((np.arange(wide) + rng.random(wide)) / wide)
-    low, high = math.log(config.sigma_min), math.log(config.sigma_max)
-    sigmas = torch.cat((normal, torch.exp(low + (high - low) * u)))
-    return sigmas.clamp(config.sigma_min, config.sigma_max).float()
+    """Noise levels of one batch, each part stratified.
+
+    75 % log-normal around 0.18 (where denoising is judged), 20 % log-uniform in [0.4, 30] (where
+    draws take shape), 5 % log-uniform over the whole range.
+    """
+
+    def stratified(share: int) -> Tensor:
+        return torch.from_numpy((np.arange(share) + rng.random(share)) / share)
+
+    high, whole = math.ceil(0.2 * count - rng.random()), math.ceil(0.05 * count - rng.random())
+    normal = torch.special.ndtri(stratified(count - high - whole).clamp(1e-6, 1 - 1e-6))
+    low, span = math.log(config.sigma_min), math.log(config.sigma_max / config.sigma_min)
+    parts = (
+        torch.exp(-1.7 + 0.85 * normal),
+        0.4 * (30 / 0.4) ** stratified(high),
+        torch.exp(low + span * stratified(whole)),
+    )
+    return torch.cat(parts).clamp(config.sigma_min, config.sigma_max).float()
 
 
 def network(net: PhotoNet, x: Tensor, sigma: Tensor) -> Tensor:
