@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
@@ -14,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.operators._rowwise import by_row
@@ -77,7 +79,9 @@ class BlackBox(Operator):
         else:
             calls = [self._executor.submit(self.f, row).result for row in one_by_one]
         out: list[Tensor | Exception] = []
-        for row, call in zip(one_by_one, calls, strict=True):
+        # seen on a terminal only, and only where one evaluation of all rows takes long
+        bar = tqdm(calls, desc=repr(self), delay=5, leave=False, disable=not sys.stderr.isatty())
+        for row, call in zip(one_by_one, bar, strict=True):
             try:
                 value = self._tensor(call(), row)
             except Exception as error:
@@ -168,6 +172,7 @@ def from_callable(
     Args:
         f: the forward model. A report records it by its name only.
         executor: maps f over the rows (`concurrent.futures`; f must be picklable for processes).
+            With it or without, a slow f shows a progress bar over the rows on a terminal.
         on_error: "nan": a row for which f raises becomes NaN (its particle is dropped); "raise".
         differentiable: f is made of torch operations; gradients by automatic differentiation.
         linear: f is real-linear and made of torch operations: `adjoint` by the same way.

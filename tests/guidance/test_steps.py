@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from concurrent.futures import ThreadPoolExecutor
 
+import numpy as np
 import pytest
 import torch
 from guidance_steps import SCHEDULES, D, M, ancestral, by_hand, generator, one_step, problem, stream
@@ -273,12 +275,38 @@ def test_enkg_ignores_the_scale_of_the_data_and_failed_particles() -> None:
 
     def fails(x: Tensor) -> Tensor:
         y = x @ matrix.T.to(x)
-        y[5:6] = torch.nan
+        y[5:6] = torch.nan  # none when asked for the shape with a single row
         return y
 
-    out = posterior.sample(prior, operators.from_callable(fails), setup.y[:1], **run)
+    operator = operators.from_callable(fails, batched=True)
+    out = posterior.sample(prior, operator, setup.y[:1], **run)
     assert torch.isfinite(out.draws).all()
     assert bool(out.good.all())
+    # what is left out is only the particle's part in the statistics: it follows the flow alone
+    run["method"] = guidance.EnKG(particles=16, updates=0)
+    free = posterior.sample(prior, operator, setup.y[:1], **run).draws
+    assert not torch.equal(free[4], out.draws[4])
+    close(free[5], out.draws[5])
+
+
+def test_enkg_runs_a_slow_black_box_through_its_executor() -> None:
+    """A numpy function that raises for some particles, in two threads: the same draws."""
+    setup, *_, matrix = problem(EDM(), STD)
+    rows = matrix.numpy()
+
+    def simulator(x: Tensor) -> np.ndarray:
+        if float(x[0, 0]) > 1.5:
+            raise RuntimeError("the solver diverged")
+        return x.numpy() @ rows.T
+
+    run = {"noise": STD, "method": guidance.EnKG(particles=16), "n": 16, "steps": 6}
+    plain = operators.from_callable(simulator)
+    alone = posterior.sample(setup.prior, plain, setup.y[:1], **run).draws
+    with ThreadPoolExecutor(2) as pool:
+        pooled = operators.from_callable(simulator, executor=pool)
+        together = posterior.sample(setup.prior, pooled, setup.y[:1], **run).draws
+    assert torch.equal(alone, together)
+    assert torch.isfinite(alone).all()
 
 
 def test_tds_step_by_hand(setting: tuple[Schedule, Step, Tensor]) -> None:
