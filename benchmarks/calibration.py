@@ -4,19 +4,25 @@
 
 d = 8, four random measurements, a prior with correlated coordinates of unit scale. Prints a
 Markdown table with the p-value of each statistic (uniform ranks) and the signed verdict on the
-log-posterior ranks, which see the width of the draws. `tests/core/test_calibration.py` has negative
-controls.
+log-posterior ranks, which see the width of the draws. Results are stored method by method, so that
+a run that was stopped goes on. `tests/core/test_calibration.py` has negative controls.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
+import time
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from posterior import guidance, operators, priors
 from posterior.calibration import calibrate
 from posterior.guidance.base import Guidance
+from posterior.operators import from_matrix
+from posterior.samples import to_json, write_atomically
 
 D, M = 8, 4
 METHODS: dict[str, Guidance] = {
@@ -34,33 +40,62 @@ METHODS: dict[str, Guidance] = {
 }
 
 
+def setting() -> tuple[priors.Gaussian, operators.Operator]:
+    """The prior and the measurement."""
+    generator = torch.Generator().manual_seed(0)
+    root = torch.randn(D, D, generator=generator, dtype=torch.float64)
+    covariance = root @ root.T / D + 0.3 * torch.eye(D, dtype=torch.float64)
+    matrix = torch.randn(M, D, generator=generator, dtype=torch.float64)
+    return priors.Gaussian(torch.zeros(D, dtype=torch.float64), covariance), from_matrix(matrix)
+
+
+def table(results: dict[str, dict[str, Any]]) -> str:
+    """A Markdown table of what is there."""
+    head = list(next(iter(results.values()))["p_values"])
+    lines = [
+        f"| method | {' | '.join(head)} | by the log-posterior, its draws are |",
+        "|---" * (len(head) + 2) + "|",
+    ]
+    for name, result in results.items():
+        shown = " | ".join(f"{p:.2g}" for p in result["p_values"].values())
+        lines.append(f"| {name} | {shown} | {result['verdict']['log-posterior']} |")
+    return "\n".join(lines)
+
+
 def main() -> None:
-    """Print the table."""
+    """Run the methods that are missing and print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--simulations", type=int, default=200)
     parser.add_argument("--draws", type=int, default=63)
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--methods", nargs="*", default=list(METHODS), choices=list(METHODS))
+    parser.add_argument("--plots", type=Path, help="folder for a picture of each method")
+    parser.add_argument("--out", type=Path, default=Path("benchmarks/results/calibration.json"))
     args = parser.parse_args()
-    generator = torch.Generator().manual_seed(0)
-    root = torch.randn(D, D, generator=generator, dtype=torch.float64)
-    covariance = root @ root.T / D + 0.3 * torch.eye(D, dtype=torch.float64)
-    matrix = torch.randn(M, D, generator=generator, dtype=torch.float64)
-    prior = priors.Gaussian(torch.zeros(D, dtype=torch.float64), covariance)
-    operator = operators.from_matrix(matrix)
-    head: list[str] = []
+    prior, operator = setting()
+    results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in args.methods:
-        steps = 80 if name == "EnKG" else args.steps
+        method, steps = METHODS[name], 80 if name == "EnKG" else args.steps
+        settings = f"{method!r}, {steps} steps, {args.simulations} x {args.draws}"
+        if results.get(name, {}).get("settings") == settings:
+            continue
+        start = time.perf_counter()
         result = calibrate(
-            prior, operator, 0.5, METHODS[name], simulations=args.simulations, draws=args.draws,
+            prior, operator, 0.5, method, simulations=args.simulations, draws=args.draws,
             steps=steps, progress=False,
         )  # fmt: skip
-        if not head:
-            head = list(result.p_values)
-            print(f"| method | {' | '.join(head)} | log-posterior verdict |")
-            print("|---" * (len(head) + 2) + "|")
-        shown = " | ".join(f"{p:.2g}" for p in result.p_values.values())
-        print(f"| {name} | {shown} | {result.verdict['log-posterior']} |", flush=True)
+        results[name] = {
+            "settings": settings,
+            "p_values": result.p_values,
+            "verdict": result.verdict,
+            "seconds": time.perf_counter() - start,
+        }
+        write_atomically(args.out, to_json(results))
+        print(f"{name}: {results[name]['seconds']:.0f} s\n{result.report}\n", flush=True)
+        if args.plots is not None:
+            label = name.lower().replace(",", "").replace(" ", "-")
+            result.plot(args.plots / f"calibration-{label}.png")
+    print(table({name: results[name] for name in METHODS if name in results}))
 
 
 if __name__ == "__main__":

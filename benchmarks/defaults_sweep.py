@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 
 import torch
-from photographs import TASKS, crops
+from photo_problems import TASKS, crops
 
 import posterior
 from posterior import guidance

@@ -80,8 +80,10 @@ VARIANTS: dict[str, Variant] = {
     "DDS": Variant(guidance.DDS(spread=10.0), 100),
     "DAPS": Variant(guidance.DAPS(spread=10.0), 100),
     "RED-diff": Variant(guidance.REDdiff(spread=10.0), 1000),
+    "MCG": Variant(guidance.MCG(), 100),
+    "EnKG, ensembles of 128": Variant(guidance.EnKG(), 80, most=1024),
     **{
-        f"TDS, {k} particles": Variant(guidance.TDS(particles=k, spread=10.0), 100, most=1000)
+        f"TDS, {k} particles": Variant(guidance.TDS(particles=k, spread=10.0), 100, most=500)
         for k in (32, 128, 512)
     },
 }

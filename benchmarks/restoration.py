@@ -16,7 +16,7 @@ import statistics
 import time
 from pathlib import Path
 
-from photographs import TASKS, crops
+from photo_problems import TASKS, crops
 from torch import Tensor
 
 import posterior

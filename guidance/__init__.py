@@ -1,5 +1,6 @@
 """How y steers the sampler: one small module per method."""
 
+from posterior.guidance._volumes import SliceTV
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.daps import DAPS
 from posterior.guidance.dds import DDS
@@ -25,6 +26,7 @@ __all__ = [
     "MethodInfo",
     "PostEdit",
     "REDdiff",
+    "SliceTV",
     "State",
     "Step",
     "resolve",

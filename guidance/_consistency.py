@@ -16,7 +16,6 @@ from collections.abc import Callable
 
 from torch import Tensor
 
-from posterior import rows
 from posterior.errors import CapabilityError
 from posterior.guidance._solve import conjugate_gradients
 from posterior.operators.base import Operator
@@ -76,7 +75,7 @@ def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor
         raise CapabilityError(f"{who} needs a noise std > 0 in every entry of y, or 0 in all")
     if math.isinf(v):
         raise CapabilityError(f"{who} needs a finite spread where alpha = 0")
-    return v / rows.expand(variance, variance)
+    return v / variance
 
 
 def perturbation(z: Tensor, variance: float | Tensor) -> Tensor:

@@ -11,37 +11,126 @@ from posterior.operators.black_box import BlackBox, from_callable
 from posterior.operators.blur import Blur, GaussianBlur, MotionBlur
 from posterior.operators.check import check
 from posterior.operators.compose import Compose, Stack
+from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
+from posterior.operators.fourier import MRI, CoilSensitivities, SubsampledFourier, birdcage_maps
+from posterior.operators.interferometry import (
+    ClosurePhases,
+    LogClosureAmplitudes,
+    Observation,
+    Station,
+    TotalFlux,
+    Visibilities,
+    m87_2017,
+    observe,
+)
+from posterior.operators.jpeg import JPEG
+from posterior.operators.kspace_masks import EquispacedLines, PoissonDisc, RandomLines
 from posterior.operators.mask import BoxMask, Mask, Masking, OutpaintMask, RandomMask
 from posterior.operators.matrix import MatrixOperator, from_matrix
-from posterior.operators.noise import GaussianNoise, NoiseModel, PoissonNoise, as_noise_model
+from posterior.operators.mosaic import BayerMosaic
+from posterior.operators.navier_stokes import NavierStokes, random_vorticity
+from posterior.operators.noise import (
+    GaussianNoise,
+    NoiseModel,
+    PoissonGaussianNoise,
+    PoissonNoise,
+    SaltAndPepperNoise,
+    as_noise_model,
+)
+from posterior.operators.nufft import NonCartesianMRI, NonUniformFourier, radial_trajectory
+from posterior.operators.phase import CodedDiffraction, PhaseRetrieval
 from posterior.operators.registry import parse, table
 from posterior.operators.resize import SuperResolution
+from posterior.operators.sensing import GaussianSensing, StructuredSensing
+from posterior.operators.slices import Slicewise
+from posterior.operators.structure import Crop, PerChannel, Scale, SelectChannels
+from posterior.operators.tomography import (
+    FanBeamCT,
+    ParallelBeamCT,
+    Tomography,
+    Transmission,
+)
+from posterior.operators.tone import (
+    Camera,
+    HDRClipping,
+    LinearLight,
+    Luma,
+    Quantisation,
+    nonlinear_blur,
+)
+from posterior.operators.varying_blur import SpaceVaryingBlur
 
 __all__ = [
+    "JPEG",
+    "MRI",
+    "AnisotropicGaussianBlur",
+    "BayerMosaic",
     "BlackBox",
     "Blur",
     "BoxMask",
+    "Camera",
     "ChannelMean",
+    "ClosurePhases",
+    "CodedDiffraction",
+    "CoilSensitivities",
     "ComplexFromChannels",
     "Compose",
+    "Crop",
+    "Defocus",
+    "EquispacedLines",
+    "FanBeamCT",
     "GaussianBlur",
     "GaussianNoise",
+    "GaussianSensing",
+    "HDRClipping",
     "Identity",
+    "LinearLight",
+    "LogClosureAmplitudes",
+    "Luma",
     "Mask",
     "Masking",
     "MatrixOperator",
     "MotionBlur",
+    "NavierStokes",
     "NoiseModel",
+    "NonCartesianMRI",
+    "NonUniformFourier",
+    "Observation",
     "Operator",
     "OutpaintMask",
+    "ParallelBeamCT",
+    "PerChannel",
+    "PhaseRetrieval",
+    "PoissonDisc",
+    "PoissonGaussianNoise",
     "PoissonNoise",
+    "Quantisation",
+    "RandomLines",
     "RandomMask",
+    "SaltAndPepperNoise",
+    "Scale",
+    "SelectChannels",
+    "Slicewise",
+    "SpaceVaryingBlur",
     "Stack",
+    "Station",
+    "StructuredSensing",
+    "SubsampledFourier",
     "SuperResolution",
+    "Tomography",
+    "TotalFlux",
+    "Transmission",
+    "Visibilities",
     "as_noise_model",
+    "birdcage_maps",
     "check",
     "from_callable",
     "from_matrix",
+    "m87_2017",
+    "nonlinear_blur",
+    "observe",
     "parse",
+    "radial_trajectory",
+    "random_vorticity",
     "table",
 ]

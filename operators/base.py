@@ -31,6 +31,8 @@ class Operator(ABC):
     Attributes:
         linear: A is real-linear; `adjoint` and `normal` work.
         differentiable: `vjp` works; False for black boxes.
+        surrogate_gradient: `vjp` is a useful direction, not the derivative: that of a staircase, as
+            rounding is one, is 0 almost everywhere.
         has_pinv: `pinv` works.
         orthonormal_rows: A A^T = c I for some number c > 0.
         orthonormal_columns: A^T A = c I for some number c > 0.
@@ -39,6 +41,7 @@ class Operator(ABC):
 
     linear: bool = False
     differentiable: bool = True
+    surrogate_gradient: bool = False
     has_pinv: bool = False
     orthonormal_rows: bool = False
     orthonormal_columns: bool = False
@@ -52,6 +55,14 @@ class Operator(ABC):
         """A(x): (B, *event) -> (B, *range)."""
         check_tensor("x", x)
         return self.forward(x)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        """What the measuring device itself makes of x, without noise: (B, *event) -> (B, *range).
+
+        A(x), except where `forward` stands in for a device that cannot be differentiated, as the
+        encoder of `JPEG`. Simulations degrade with this, guidance never calls it.
+        """
+        return self(x)
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
         """A(x) and pull(u) = (dA/dx)^T u for Re<u, v>; pull may be called many times."""
@@ -196,6 +207,15 @@ def check_count(what: str, value: object, low: int) -> int:
     if number != int(number):
         raise InputError(f"{what} must be a whole number, not {number:g}")
     return int(number)
+
+
+def check_size(size: object) -> tuple[int, int]:
+    """(H, W) from that, or from one number for both."""
+    if not isinstance(size, (tuple, list)):
+        size = (size, size)
+    if len(size) != 2:
+        raise InputError(f"size takes one or two numbers, not {len(size)}")
+    return check_count("size", size[0], 1), check_count("size", size[1], 1)
 
 
 def check_choice(what: str, value: object, choices: Sequence[str]) -> None:

@@ -26,8 +26,8 @@ def check(
 
     Looks at: the result (finite, batch axis, dtype and device of x, x untouched, same twice),
     `range_shape`, rows (alone = in a batch, `take`), the claims: linear (superposition, the dot
-    test of `adjoint` and `normal`), differentiable (`vjp` against differences), has_pinv
-    (A A^+ A = A).
+    test of `adjoint` and `normal`), differentiable (`vjp` against differences, unless it is a
+    surrogate), has_pinv (A A^+ A = A).
 
     Args:
         operator: what to look at.
@@ -66,7 +66,7 @@ class _Check:
             self.attempt("linear", self.superposition)
             self.attempt("adjoint", self.transpose)
             self.attempt("normal", self.normal)
-        if self.op.differentiable:
+        if self.op.differentiable and not self.op.surrogate_gradient:
             self.attempt("vjp", self.gradient)
         if self.op.has_pinv:
             self.attempt("pinv", self.pseudo_inverse)

@@ -28,6 +28,7 @@ class Compose(Operator):
         self.outer, self.inner = outer, inner
         self.linear = outer.linear and inner.linear
         self.differentiable = outer.differentiable and inner.differentiable
+        self.surrogate_gradient = outer.surrogate_gradient or inner.surrogate_gradient
         self.orthonormal_rows = outer.orthonormal_rows and inner.orthonormal_rows
         self.orthonormal_columns = outer.orthonormal_columns and inner.orthonormal_columns
         exact = inner.orthonormal_rows or outer.orthonormal_columns
@@ -36,6 +37,9 @@ class Compose(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
+
+    def simulate(self, x: Tensor) -> Tensor:
+        return self.outer.simulate(self.inner.simulate(x))
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
         z, pull_inner = self.inner.vjp(x)
@@ -97,12 +101,16 @@ class Stack(Operator):
         self.operators = operators
         self.linear = all(op.linear for op in operators)
         self.differentiable = all(op.differentiable for op in operators)
+        self.surrogate_gradient = any(op.surrogate_gradient for op in operators)
         self.space = operators[0].space
         self._event: Shape | None = None
         self._layouts: dict[tuple[int, bool], set[_Layout]] = {}  # those seen, by (m, complex)
 
     def forward(self, x: Tensor) -> Tensor:
         return self._join([op(x) for op in self.operators], tuple(x.shape[1:]))
+
+    def simulate(self, x: Tensor) -> Tensor:
+        return self._join([op.simulate(x) for op in self.operators], tuple(x.shape[1:]))
 
     def split(self, y: Tensor) -> list[Tensor]:
         """The measurements of the parts: [(B, *range_1), (B, *range_2), ...]."""
@@ -216,12 +224,16 @@ class Bound(Operator):
     def __init__(self, operator: Operator, event_shape: Shape) -> None:
         self.operator, self.event_shape = operator, tuple(event_shape)
         self.linear, self.differentiable = operator.linear, operator.differentiable
+        self.surrogate_gradient = operator.surrogate_gradient
         self.has_pinv, self.space = operator.has_pinv, operator.space
         self.orthonormal_rows = operator.orthonormal_rows
         self.orthonormal_columns = operator.orthonormal_columns
 
     def forward(self, x: Tensor) -> Tensor:
         return self.operator(x)
+
+    def simulate(self, x: Tensor) -> Tensor:
+        return self.operator.simulate(x)
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
         return self.operator.vjp(x)

@@ -23,6 +23,7 @@ from posterior.operators.base import Operator
 from posterior.streams import Noise, seeds_of
 
 _LOG_2PI = math.log(2 * math.pi)
+_SMOOTH = 6  # counts: a sum over k this wide or wider is an integral, to exp(-2 pi^2 6^2)
 
 
 class NoiseModel(ABC):
@@ -244,6 +245,184 @@ class PoissonNoise(NoiseModel):
             raise InputError(f"y goes below low = {self.low:g}: no photon count does")
 
 
+@dataclass(frozen=True)
+class PoissonGaussianNoise(NoiseModel):
+    """A sensor: photon counting and read-out noise, y = PoissonNoise(y_clean) + std z.
+
+    Foi, Trimeche, Katkovnik, Egiazarian, "Practical Poissonian-Gaussian noise modeling and fitting
+    for single-image raw-data" (IEEE Transactions on Image Processing 17, 2008).
+
+    Args:
+        rate, low, peak: of the counts, as in `PoissonNoise`.
+        std: of the Gaussian part in the units of y, > 0.
+    """
+
+    rate: float
+    std: float
+    low: float = -1.0
+    peak: float = 255.0
+
+    def __post_init__(self) -> None:
+        PoissonNoise(self.rate, self.low, self.peak)
+        for name in ("rate", "std", "low", "peak"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, _number(f"PoissonGaussianNoise {name}", value))
+        if self.std <= 0:
+            raise InputError(f"std must be > 0, not {self.std:g}: without it take PoissonNoise")
+
+    @property
+    def photons(self) -> PoissonNoise:
+        """The law of the counts."""
+        return PoissonNoise(self.rate, self.low, self.peak)
+
+    def sample(self, y_clean: Tensor, seed: int | Sequence[int]) -> Tensor:
+        """The counts of `PoissonNoise` with the same seed, then std z."""
+        counted = self.photons.sample(y_clean, seed)
+        return counted + self.std * _streams(y_clean, seed)("measurement", 1)
+
+    def variance(self, y: Tensor) -> Tensor:
+        """std^2 and the Poisson variance of a law whose mean is the measured value."""
+        photons = self.photons
+        return photons.counts(y).clamp(min=0) / photons.slope**2 + self.std**2
+
+    def standardised(self, y: Tensor, y_clean: Tensor) -> Tensor:
+        """(y - y_clean) over the standard deviation that belongs to y_clean."""
+        _check_pair(y, y_clean)
+        return (y - y_clean) / self.variance(y_clean).sqrt()
+
+    def log_prob(self, y: Tensor, y_clean: Tensor) -> Tensor:
+        """log sum_k Poisson(k; counts(y_clean)) N(y; k in the units of y, std^2): (B,).
+
+        The sum itself, to about 1e-9: over whole counts around its largest term; where its terms
+        change little from one to the next, as an integral over k (the terms continued by the gamma
+        function), by the trapezoidal rule.
+        """
+        _check_pair(y, y_clean)
+        _check_real(y)
+        _check_real(y_clean)
+        photons = self.photons
+        seen, rate = photons.counts(y.double()), photons.counts(y_clean.double()).clamp(min=0)
+        spread = self.std * photons.slope  # in counts
+
+        def log_density(row: Tensor, b: int) -> Tensor:
+            return _log_poisson_gaussian(seen[b : b + 1], row, spread)
+
+        per_unit = rows.total(torch.full_like(rate, math.log(photons.slope)))
+        return (rows.total(by_row(log_density, rate)) + per_unit).to(y.dtype)
+
+    def check(self, y: Tensor) -> None:
+        super().check(y)
+        _check_real(y)
+
+
+@dataclass(frozen=True)
+class SaltAndPepperNoise(NoiseModel):
+    """Broken pixels: each entry is lost with `probability`, to black or white alike; then std z.
+
+    Given y_clean an entry has the density
+
+        (1 - p) N(y; y_clean, std^2) + p/2 N(y; low, std^2) + p/2 N(y; high, std^2).
+
+    With std = 0 it is the classical noise, and has no density: y_clean itself has a positive
+    probability. It can then be sampled, `log_prob` raises, and methods that divide by the noise
+    refuse it; give the std that the other entries are to be matched with.
+
+    The mean of y is not y_clean, so methods that know a noise by its variance get one that says
+    what y tells of y_clean, see `variance`; it makes them inpaint what looks broken. Methods that
+    call `log_prob` (TDS, Metropolis) use the density as it is.
+
+    Args:
+        probability: p, of an entry (a channel of a pixel) to be lost, in (0, 1).
+        std: of the Gaussian noise on top, in the units of y, >= 0.
+        low, high: the values of pepper and of salt.
+    """
+
+    probability: float
+    std: float = 0.0
+    low: float = -1.0
+    high: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name in ("probability", "std", "low", "high"):
+            value = getattr(self, name)
+            object.__setattr__(self, name, _number(f"SaltAndPepperNoise {name}", value))
+        if not 0 < self.probability < 1:
+            raise InputError(f"probability must lie between 0 and 1, not {self.probability:g}")
+        if self.std < 0:
+            raise InputError(f"noise std must be >= 0, not {self.std:g}")
+        if self.low >= self.high:
+            raise InputError(f"low must be < high: {self.low:g}, {self.high:g}")
+
+    def sample(self, y_clean: Tensor, seed: int | Sequence[int]) -> Tensor:
+        """y_clean, `low` or `high`, then std z."""
+        _check_clean(y_clean)
+        _check_real(y_clean)
+        noise = _streams(y_clean, seed)
+        u = noise.uniform("measurement")
+        y = torch.where(u < self.probability, self.high, y_clean)
+        y = torch.where(u < self.probability / 2, self.low, y)
+        return y if self.std == 0 else y + self.std * noise("measurement", 1)
+
+    def lost(self, y: Tensor) -> Tensor:
+        """The probability that an entry of y was lost, for y_clean uniform on [low, high]."""
+        _check_real(y)
+        if self.std == 0:
+            return ((y == self.low) | (y == self.high)).to(y.dtype)
+
+        def each(row: Tensor, b: int) -> Tensor:
+            below, above = (row - self.low) / self.std, (row - self.high) / self.std
+            bump = (-0.5 * below * below).exp() + (-0.5 * above * above).exp()
+            broken = 0.5 * self.probability * bump / (self.std * math.sqrt(2 * math.pi))
+            inside = torch.special.ndtr(below) - torch.special.ndtr(above)
+            whole = (1 - self.probability) * inside / (self.high - self.low)
+            total = broken + whole
+            return torch.where(total > 0, broken / total, 0.0)
+
+        return by_row(each, y)
+
+    def variance(self, y: Tensor) -> Tensor:
+        """The mean square of y - y_clean given y, for y_clean uniform on [low, high].
+
+        std^2, and where y looks lost that of an entry of which nothing is known, (high - low)^2/3.
+        """
+        lost = self.lost(y)
+        return lost * ((self.high - self.low) ** 2 / 3) + (1 - lost) * self.std**2
+
+    def standardised(self, y: Tensor, y_clean: Tensor) -> Tensor:
+        """(y - y_clean) over the root of `variance`; nan where that is 0."""
+        _check_pair(y, y_clean)
+        variance = self.variance(y)
+        return (y - y_clean) / torch.where(variance > 0, variance, torch.nan).sqrt()
+
+    def log_prob(self, y: Tensor, y_clean: Tensor) -> Tensor:
+        """The sum of the logarithms of the density above: (B,)."""
+        _check_pair(y, y_clean)
+        _check_real(y)
+        _check_real(y_clean)
+        if self.std == 0:
+            raise InputError(
+                "salt and pepper without Gaussian noise has no density: give"
+                " SaltAndPepperNoise(probability, std=)"
+            )
+        weights = (1 - self.probability, self.probability / 2, self.probability / 2)
+
+        def log_density(row: Tensor, b: int) -> Tensor:
+            means: list[Tensor | float] = [y_clean[b : b + 1], self.low, self.high]
+            terms = [
+                math.log(w) - 0.5 * ((row - mean) / self.std) ** 2
+                for w, mean in zip(weights, means, strict=True)
+            ]
+            return terms[0].logaddexp(terms[1]).logaddexp(terms[2])
+
+        count = math.prod(y.shape[1:])
+        scale = count * (math.log(self.std) + 0.5 * _LOG_2PI)
+        return rows.total(by_row(log_density, y)) - scale
+
+    def check(self, y: Tensor) -> None:
+        super().check(y)
+        _check_real(y)
+
+
 def as_noise_model(noise: object) -> NoiseModel:
     """A noise model as it is; a bare number or tensor as the std of Gaussian noise."""
     if isinstance(noise, NoiseModel):
@@ -267,6 +446,35 @@ def _poisson_quantile(u: Tensor, rate: Tensor) -> Tensor:
 
     k = _walk(k, lambda k, rate, u: cdf(k, rate) < u, +1, rate, u)
     return _walk(k, lambda k, rate, u: cdf(k - 1, rate) >= u, -1, rate, u)
+
+
+def _log_poisson_gaussian(seen: Tensor, rate: Tensor, spread: float) -> Tensor:
+    """log sum_k Poisson(k; rate) N(seen; k, spread^2), elementwise, float64.
+
+    Both factors are log-concave in k, so the largest term lies between their modes, at
+    (seen - k) / spread^2 + log(rate / k) = 0, and has the width (1 / spread^2 + 1 / k)^(-1/2).
+    """
+    least = torch.minimum(seen.clamp(min=0), rate)
+    most = torch.maximum(seen.clamp(min=0), rate)
+    log_rate = rate.log()
+    for _ in range(40):  # bisection
+        middle = (least + most) / 2
+        rising = (seen - middle) / spread**2 + log_rate - (middle + 0.5).log() > 0
+        least, most = torch.where(rising, middle, least), torch.where(rising, most, middle)
+    width = (1 / spread**2 + 1 / least.clamp(min=1e-9)).rsqrt()
+    smooth = width > _SMOOTH
+    step = torch.where(smooth, width / 3, 1.0)
+    first = torch.where(smooth, least, least.round())
+    total = torch.full_like(rate, -math.inf)
+    for j in range(-8 * _SMOOTH, 8 * _SMOOTH + 1):
+        if abs(j) > 8 * 3 and bool(smooth.all()):
+            continue  # 8 widths in steps of a third
+        k = first + j * step
+        at = k.clamp(min=0)
+        term = torch.xlogy(at, rate) - rate - torch.lgamma(at + 1)
+        term = term - 0.5 * ((seen - at) / spread) ** 2
+        total = total.logaddexp(term.masked_fill(k < 0, -math.inf))
+    return total + step.log() - (math.log(spread) + 0.5 * _LOG_2PI)
 
 
 def _walk(
@@ -296,7 +504,7 @@ def _check_clean(y_clean: Tensor) -> None:
 
 def _check_real(y: Tensor) -> None:
     if y.is_complex():
-        raise InputError("PoissonNoise needs a real y, not a complex one")
+        raise InputError("this noise needs a real y, not a complex one")
 
 
 def _check_pair(y: Tensor, y_clean: Tensor) -> None:
@@ -333,4 +541,11 @@ def _std(value: object) -> float | Tensor:
     return std
 
 
-__all__ = ["GaussianNoise", "NoiseModel", "PoissonNoise", "as_noise_model"]
+__all__ = [
+    "GaussianNoise",
+    "NoiseModel",
+    "PoissonGaussianNoise",
+    "PoissonNoise",
+    "SaltAndPepperNoise",
+    "as_noise_model",
+]

@@ -19,8 +19,19 @@ from posterior.errors import InputError, unknown_name
 from posterior.operators.base import Operator
 from posterior.operators.basic import ChannelMean, ComplexFromChannels, Identity
 from posterior.operators.blur import GaussianBlur, MotionBlur
+from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
+from posterior.operators.fourier import SubsampledFourier
+from posterior.operators.jpeg import JPEG
+from posterior.operators.kspace_masks import EquispacedLines, PoissonDisc, RandomLines
 from posterior.operators.mask import Mask
+from posterior.operators.mosaic import BayerMosaic
+from posterior.operators.phase import PhaseRetrieval
 from posterior.operators.resize import SuperResolution
+from posterior.operators.sensing import GaussianSensing, StructuredSensing
+from posterior.operators.structure import Crop
+from posterior.operators.tomography import FanBeamCT, ParallelBeamCT
+from posterior.operators.tone import Camera, HDRClipping, LinearLight, Luma, Quantisation
+from posterior.operators.varying_blur import SpaceVaryingBlur
 
 Reader = Callable[[str], Any]
 
@@ -79,6 +90,25 @@ def _inpaint(**given: Any) -> Operator:
     return Mask(**{kind: given[kind]})
 
 
+_SCAN: dict[str, Reader] = {
+    "views": _whole,
+    "arc": _number,
+    "start": _number,
+    "detectors": _whole,
+    "spacing": _number,
+    "pixel_size": _number,
+}
+
+_KSPACE = {"equispaced": EquispacedLines, "random": RandomLines, "poisson-disc": PoissonDisc}
+
+
+def _fourier(*, acceleration: float, mask: str = "equispaced", **given: Any) -> Operator:
+    """Fourier coefficients of a real image on one of the masks of MRI."""
+    if mask not in _KSPACE:
+        raise unknown_name("mask of subsampled-fourier", mask, _KSPACE)
+    return SubsampledFourier(_KSPACE[mask](acceleration, **given))
+
+
 _ENTRIES = {
     entry.name: entry
     for entry in (
@@ -120,6 +150,88 @@ _ENTRIES = {
             "super-resolution:factor=4",
         ),
         Entry(
+            "defocus",
+            {"radius": _number, "boundary": _text},
+            Defocus,
+            "out of focus: the mean over a disc, radius in pixels",
+            "defocus:radius=4",
+        ),
+        Entry(
+            "anisotropic-gaussian-blur",
+            {
+                "sigma_along": _number,
+                "sigma_across": _number,
+                "angle": _number,
+                "boundary": _text,
+            },
+            AnisotropicGaussianBlur,
+            "Gaussian blur with two widths in pixels; the first along the angle",
+            "anisotropic-gaussian-blur:sigma_along=5,sigma_across=1,angle=30",
+        ),
+        Entry(
+            "space-varying-blur",
+            {"middle": _number, "corner": _number, "steps": _whole, "boundary": _text},
+            SpaceVaryingBlur.defocus,
+            "defocus whose radius changes from the middle to the corners",
+            "space-varying-blur:middle=0,corner=4",
+        ),
+        Entry(
+            "linear-light",
+            {"curve": _text},
+            LinearLight,
+            "display values to light; then a blur, then camera: a blur of the light",
+            "linear-light",
+        ),
+        Entry(
+            "camera",
+            {"exposure": _number, "response": _text},
+            Camera,
+            "light to display values: exposure, saturation, response srgb, rec709 or linear",
+            "camera:exposure=2",
+        ),
+        Entry(
+            "hdr-clipping",
+            {"factor": _number},
+            HDRClipping,
+            "overexposed: clip(factor x, -1, 1)",
+            "hdr-clipping:factor=2",
+        ),
+        Entry(
+            "quantisation",
+            {"levels": _whole},
+            Quantisation,
+            "few grey levels in every channel",
+            "quantisation:levels=8",
+        ),
+        Entry(
+            "jpeg",
+            {"quality": _whole, "subsampling": _text, "rounding": _text},
+            JPEG,
+            "JPEG; --simulate encodes with Pillow, guidance follows a surrogate",
+            "jpeg:quality=10",
+        ),
+        Entry(
+            "luma",
+            {"standard": _text},
+            Luma,
+            "grey: luma, weights of rec601 or rec709",
+            "luma",
+        ),
+        Entry(
+            "bayer-mosaic",
+            {"pattern": _text},
+            BayerMosaic,
+            "one colour per pixel; pattern rggb, bggr, grbg or gbrg",
+            "bayer-mosaic:pattern=rggb",
+        ),
+        Entry(
+            "crop",
+            {"size": _sizes, "at": _sizes, "image": _sizes},
+            Crop,
+            "a window of a larger image; image= its size, for outpainting",
+            "crop:size=64x64,image=96x96",
+        ),
+        Entry(
             "channel-mean",
             {"channels": _whole},
             ChannelMean,
@@ -132,6 +244,53 @@ _ENTRIES = {
             ComplexFromChannels,
             "a complex image from 2C real channels",
             "complex-from-channels",
+        ),
+        Entry(
+            "subsampled-fourier",
+            {
+                "acceleration": _number,
+                "mask": _text,
+                "center_fraction": _number,
+                "seed": _whole,
+            },
+            _fourier,
+            "one in so many Fourier coefficients; mask equispaced, random or poisson-disc",
+            "subsampled-fourier:acceleration=4,mask=poisson-disc",
+        ),
+        Entry(
+            "phase-retrieval",
+            {"oversample": _number, "low": _number},
+            PhaseRetrieval,
+            "moduli of the Fourier coefficients, padded by oversample / 8 on each side",
+            "phase-retrieval:oversample=2",
+        ),
+        Entry(
+            "gaussian-sensing",
+            {"ratio": _number, "seed": _whole},
+            GaussianSensing,
+            "random linear measurements, ratio of them to pixels; small images",
+            "gaussian-sensing:ratio=0.25",
+        ),
+        Entry(
+            "structured-sensing",
+            {"ratio": _number, "transform": _text, "seed": _whole},
+            StructuredSensing,
+            "random signs, a fast transform (dct or hadamard), random coefficients of it",
+            "structured-sensing:ratio=0.25",
+        ),
+        Entry(
+            "parallel-beam-ct",
+            _SCAN,
+            ParallelBeamCT,
+            "tomography, views over an arc of 180 degrees; lengths in pixels",
+            "parallel-beam-ct:views=60",
+        ),
+        Entry(
+            "fan-beam-ct",
+            {"source_distance": _number, "detector_distance": _number, **_SCAN},
+            FanBeamCT,
+            "tomography from a point source, views over an arc of 360 degrees; lengths in pixels",
+            "fan-beam-ct:views=120,source_distance=400,detector_distance=200",
         ),
     )
 }

@@ -17,7 +17,7 @@ from posterior.errors import (
     ResumeError,
     SamplingError,
 )
-from posterior.loading import load_prior
+from posterior.loading import load_prior, prior_from_pipeline
 from posterior.operators.noise import GaussianNoise, PoissonNoise
 from posterior.problem import Problem
 from posterior.restoration import restore
@@ -41,6 +41,7 @@ __all__ = [
     "guidance",
     "load_prior",
     "operators",
+    "prior_from_pipeline",
     "priors",
     "restore",
     "sample",

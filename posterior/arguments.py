@@ -118,6 +118,8 @@ def _event(
         event = prior.event_shape
     elif operator is not None and y is not None:
         event = tuple(operator.domain_shape(tuple(y.shape)))[1:]
+    elif prior.default_shape is not None:
+        event = prior.default_shape
     else:
         raise InputError("give shape=, the shape of one draw, e.g. (3, 64, 64)")
     prior.check_event(event)

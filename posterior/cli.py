@@ -1,4 +1,4 @@
-"""The command line: `posterior restore`, `methods`, `operators`, `demo`.
+"""The command line: `posterior restore`, `train-prior`, `methods`, `operators`, `demo`.
 
 It speaks [0, 1] where the library speaks [-1, 1]: `--noise 0.02` is 0.02 of full scale. A command
 that cannot be carried out as written ends with code 2 before anything is computed or written; a
@@ -47,6 +47,18 @@ _RESTORE_HELP = (
 [cyan]posterior restore small/*.png -a super-resolution:factor=4 -o large[/cyan]
 """
 )
+_TRAIN_HELP = (
+    "Train a small prior on a folder of images, on the CPU.\n\n"
+    "For images unlike photographs: slices, maps, spectra; grey, RGB or complex. Some hundreds are "
+    "enough to begin with. Writes FILE.safetensors for [bold]posterior.load_prior[/bold], and "
+    "beside it FILE.draws.png (held-out patches over draws; look at it) and FILE.checkpoint.pt.\n\n"
+    """\b
+[cyan]posterior train-prior --images slices --out brain.safetensors[/cyan]
+[dim]# floats in [0, 1]; all orientations alike; all night[/dim]
+[cyan]posterior train-prior --images maps --out maps.safetensors \\
+    --range 0,1 --augment turns --minutes 480[/cyan]
+"""
+)
 
 app = typer.Typer(
     name="posterior",
@@ -62,6 +74,10 @@ _OPTIONS = {  # what the library calls its arguments -> what this program does
     "give noise=": "give --noise",
     "continue it with resume=": "continue it with --resume",
     "then simulate": "then add --simulate",
+    "replace it with overwrite=": "replace it with --overwrite",
+    "value_range is (low, high)": "--range is LOW,HIGH",
+    "give value_range=(low, high)": "give --range LOW,HIGH",
+    "with a lower rate=": "with a lower --rate",
 }
 
 
@@ -218,6 +234,84 @@ def restore(
         raise typer.Exit(1)
 
 
+@app.command(help=_TRAIN_HELP)
+def train_prior(
+    images: Annotated[
+        Path,
+        typer.Option(
+            metavar="DIR",
+            help="PNG, JPEG, TIFF, WebP; .npy of (H, W), (H, W, C), stacks (N, H, W), real or "
+            "complex. A tenth is held out to be judged by.",
+        ),
+    ],
+    out: Annotated[
+        Path, typer.Option("--out", "-o", metavar="FILE", help="The weights, .safetensors.")
+    ],
+    minutes: Annotated[
+        float | None, typer.Option(help="How long, by the wall clock.  \\[default: 60]")
+    ] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option(min=1, help="How many steps instead: such a run can be repeated exactly."),
+    ] = None,
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="Values of black and white, beyond which is clipped.  \\[default: full scale of 8 "
+            "and 16 bits; other numbers are divided by the largest]",
+        ),
+    ] = None,
+    augment: Annotated[
+        str,
+        typer.Option(
+            help="none; flips: left-right; turns: all eight orientations; photo: scales and "
+            "exposures as well."
+        ),
+    ] = "flips",
+    size: Annotated[
+        int | None,
+        typer.Option(min=1, help="Side of the patches.  \\[default: 64, or the smallest image]"),
+    ] = None,
+    width: Annotated[
+        int, typer.Option(help="Channels of the network, a multiple of 12; photo has 96.")
+    ] = 48,
+    batch: Annotated[int, typer.Option(min=1, help="Pixels of one batch.")] = 65536,
+    rate: Annotated[float, typer.Option(help="Peak of the learning rate.")] = 0.02,
+    seed: Annotated[int, typer.Option(help="Any integer.")] = 0,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue; --minutes counts what is behind, too."),
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace earlier results.")
+    ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print nothing but errors.")] = False,
+) -> None:
+    """Train a small prior on a folder of images."""
+    say = _silent if quiet else _say
+    with _errors(code=2):
+        from posterior.training import prepare
+
+        training = prepare(
+            images, out, minutes=minutes, steps=steps, size=size, width=width, augment=augment,
+            value_range=None if value_range is None else _two_numbers("--range", value_range),
+            pixels=batch, rate=rate, seed=seed, resume=resume, overwrite=overwrite,
+        )  # fmt: skip
+    for line in training.summary():
+        say(line)
+    with _errors(code=1):
+        try:
+            training.run(False if quiet else None, say)
+        except KeyboardInterrupt:
+            hint = "; continue with --resume" if training.checkpoint.is_file() else ""
+            _complain(f"interrupted{hint}")
+            raise typer.Exit(130) from None
+    say(f"{training.sheet}: held-out patches over draws")
+    say(f'{training.out}: posterior.load_prior("{training.out}")')
+
+
 @app.command()
 def methods() -> None:
     """The sampling methods: what they need, what they cost, when to use them."""
@@ -364,6 +458,14 @@ def _check_options(method: str, noise: float | None, crop: str | None, resume: P
         raise InputError(f"--crop is N, WxH or WxH+X+Y, such as 256x192+10+20, not {crop!r}")
     if resume is not None and not resume.is_dir():
         raise FileProblem(f"--resume {resume}: there is no such folder")
+
+
+def _two_numbers(option: str, text: str) -> tuple[float, float]:
+    try:
+        low, high = map(float, text.split(","))
+    except ValueError:
+        raise InputError(f"{option} is two numbers, such as 0,1, not {text!r}") from None
+    return low, high
 
 
 def _operators(texts: Sequence[str]) -> Operator:

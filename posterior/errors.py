@@ -34,6 +34,10 @@ class SamplingError(PosteriorError, RuntimeError):
     """Every row of a run turned non-finite."""
 
 
+class TrainingError(PosteriorError, RuntimeError):
+    """A network whose training diverged."""
+
+
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> InputError:
     """An `InputError` for an unknown name, with the nearest known ones."""
     name, known = str(name), sorted(known)

@@ -3,26 +3,85 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from posterior.errors import FileProblem, InputTypeError, unknown_name
+from posterior.errors import FileProblem, InputError, InputTypeError, unknown_name
 from posterior.priors.base import Prior
+from posterior.priors.pipelines import (
+    is_pipeline_name,
+    load_pipeline_prior,
+    prior_from_pipeline,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["load_prior", "prior_from_pipeline"]
 
 BUNDLED = ("photo",)
 
 
-def load_prior(name: str | os.PathLike[str]) -> Prior:
-    """The prior of that name: "photo", the diffusion prior of natural photographs in the package.
+def load_prior(
+    name: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    rows: int | None = None,
+    low_memory: bool = False,
+    config: Mapping[str, object] | None = None,
+) -> Prior:
+    """The prior of that name.
+
+    Args:
+        name: "photo", the diffusion prior of natural photographs in the package; a folder that a
+            diffusers pipeline was saved to; the name of one on the hub, "owner/name"; or a file:
+            the weights of an ADM or EDM network, or of a photo prior of one's own.
+        device, dtype, variant, rows, low_memory: of a pipeline, see
+            `posterior.priors.pipelines.load_pipeline_prior`; the first two and `rows` of a file
+            too, see `posterior.priors.checkpoints.load_checkpoint`.
+        config: of a file, what its tensors do not show.
 
     Raises:
-        InputError: an unknown name.
-        FileProblem: the weights are missing or broken.
+        InputError: an unknown name, or an option that this prior does not have.
+        FileProblem: files are missing, broken or pickled; the hub cannot be reached.
+        CapabilityError: a pipeline of a family that cannot be a prior.
     """
     if not isinstance(name, (str, os.PathLike)):
         raise InputTypeError(f"a prior is loaded by name, not by {type(name).__name__}")
-    if os.fspath(name) != "photo":
-        raise unknown_name("prior", os.fspath(name), BUNDLED)
+    options: dict[str, Any] = {
+        "device": device,
+        "dtype": dtype,
+        "variant": variant,
+        "rows": rows,
+        "low_memory": low_memory,
+        "config": config,
+    }
+    if os.fspath(name) == "photo":
+        given = [key for key, value in options.items() if value not in (None, False)]
+        if given:
+            raise InputError(f"{', '.join(given)}: the photo prior has no such option")
+        return _photo()
+    if Path(name).is_file():
+        from posterior.priors.checkpoints import load_checkpoint
+
+        for key in ("variant", "low_memory"):
+            if options.pop(key):
+                raise InputError(f"{key}: the prior of a file has no such option")
+        return load_checkpoint(name, **options)
+    if is_pipeline_name(name):
+        if options.pop("config") is not None:
+            raise InputError("config= is of a file of weights: a pipeline says all about itself")
+        return load_pipeline_prior(name, **options)
+    if not isinstance(name, str) or len(Path(name).parts) > 1:
+        raise FileProblem(f"there is no file or folder {os.fspath(name)}")
+    raise unknown_name("prior", name, BUNDLED)
+
+
+def _photo() -> Prior:
     from posterior.priors.bundled import PhotoPrior
 
     weights = resources.files("posterior") / "priors" / "weights" / "photo.safetensors"

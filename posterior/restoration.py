@@ -35,6 +35,7 @@ from posterior.operators import (
     Mask,
     Masking,
     Operator,
+    Tomography,
     as_noise_model,
 )
 from posterior.operators.noise import NoiseModel
@@ -206,14 +207,14 @@ class Plan:
         event = self.event
         if self.prior.event_shape is None and len(event) == 3:
             event = (event[0], min(event[1], _TIMED), min(event[2], _TIMED))
-        x = torch.zeros(1, *event, device=self.prior.device)
-        per_call = math.prod(self.event) / math.prod(event) / self.prior.evaluations
-        forward = _timed(lambda: self.prior(x, level.t)) * per_call
+        x, prior = torch.zeros(1, *event, device=self.prior.device), self.prior.take([0])
+        per_call = math.prod(self.event) / math.prod(event) / prior.evaluations
+        forward = _timed(lambda: prior(x, level.t)) * per_call
         if not self.vjps:
             return forward * self.nfe
 
         def both() -> None:
-            estimate, pull = self.prior.vjp(x, level.t)
+            estimate, pull = prior.vjp(x, level.t)
             pull(estimate.x0)
 
         backward = max(_timed(both) * per_call - forward, 0.0)
@@ -268,8 +269,10 @@ class Plan:
         return self.operator is not self.image_operator
 
     def _shown(self) -> Tensor | None:
-        """y as an image; for other measurements the pseudo-inverse or the adjoint."""
+        """y as an image; for others filtered back-projection, pseudo-inverse or adjoint."""
         y = self.y
+        if isinstance(self.image_operator, Tomography):
+            return self.image_operator.fbp(y).cpu()  # a sinogram has the axes of an image
         if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
             return y.cpu()
         if self.image_operator.has_pinv:
@@ -396,7 +399,7 @@ def prepare(
         if noise_model is None:
             noise_model = GaussianNoise(SIMULATED_NOISE)
             notes.append(f"no noise was named: added {full_scale(noise_model)}")
-        y = noise_model.sample(applied(clean), seed)
+        y = noise_model.sample(applied.simulate(clean), seed)
     else:
         y = pixels
     y = applied.restrict(y)
@@ -469,7 +472,7 @@ def as_prior(prior: object) -> Prior:
 
 def full_scale(noise: NoiseModel) -> str:
     """The noise in both units: "0.04 in [-1, 1] = 0.02 of full scale"."""
-    std = getattr(noise, "std", None)
+    std = noise.std if isinstance(noise, GaussianNoise) else None
     if not isinstance(std, (int, float)):
         return repr(noise)
     return f"{std:.3g} in [-1, 1] = {std / 2:.3g} of full scale"
@@ -552,7 +555,9 @@ def _for_prior(
 ) -> tuple[Operator, tuple[int, ...]]:
     """The operator for what the prior makes, and the shape of that."""
     if prior.codec is not None:
-        return operator, event
+        decoder = prior.codec.decoder
+        assert isinstance(decoder, Operator)
+        return operator, tuple(decoder.domain_shape((1, *event)))[1:]
     try:
         prior.check_event(event)
     except InputError:

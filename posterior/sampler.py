@@ -28,7 +28,7 @@ from posterior.errors import InputTypeError, SamplingError
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.registry import resolve
 from posterior.operators.base import Operator
-from posterior.operators.noise import NoiseModel
+from posterior.operators.noise import GaussianNoise, NoiseModel
 from posterior.priors.base import Counts, Prior
 from posterior.problem import Problem
 from posterior.samples import Samples
@@ -439,7 +439,7 @@ def describe_noise(model: NoiseModel | None, prior: Prior) -> str | None:
     """The noise in the library's units and, for a bounded prior, as a part of full scale."""
     if model is None:
         return None
-    std = getattr(model, "std", None)
+    std = model.std if isinstance(model, GaussianNoise) else None
     if isinstance(std, float) and prior.range is not None:
         low, high = prior.range
         return f"{std:g} in [{low:g}, {high:g}] = {std / (high - low):g} of full scale"

@@ -382,7 +382,14 @@ class Discrete(Schedule):
         return (t * len(self) - 1).clamp(min=0)
 
     def _alpha_sigma(self, t: Tensor) -> tuple[Tensor, Tensor]:
-        table = self._log_ratio.to(t.device)
+        squared = torch.exp(2 * self._between(t, self._log_ratio.to(t.device)))
+        return 1 / torch.sqrt(1 + squared), 1 / torch.sqrt(1 + 1 / squared)
+
+    def _time(self, ratio: Tensor) -> Tensor:
+        return self._place(torch.log(ratio), self._log_ratio.to(ratio.device))
+
+    def _between(self, t: Tensor, table: Tensor) -> Tensor:
+        """The value at t of a rising table whose last entry may be infinite, linear in t."""
         # a time below the first entry belongs to it: the table knows nothing between it and clean
         place = (t * len(self) - 1).clamp(0, len(self) - 1)
         near = place.detach().round()
@@ -394,18 +401,15 @@ class Discrete(Schedule):
         # towards an infinite last entry there is no line: the level stays, and then jumps
         end = torch.where(torch.isinf(high), low, high)
         rise = end - low
-        log_ratio = torch.where(part < 0.5, low + part * rise, end + (part - 1) * rise)
-        log_ratio = torch.where(torch.isinf(high) & (part == 1), high, log_ratio)
-        squared = torch.exp(2 * log_ratio)
-        return 1 / torch.sqrt(1 + squared), 1 / torch.sqrt(1 + 1 / squared)
+        value = torch.where(part < 0.5, low + part * rise, end + (part - 1) * rise)
+        return torch.where(torch.isinf(high) & (part == 1), high, value)
 
-    def _time(self, ratio: Tensor) -> Tensor:
-        table = self._log_ratio.to(ratio.device)
-        log_ratio = torch.log(ratio)
-        below = (torch.searchsorted(table, log_ratio, right=True) - 1).clamp(0, len(self) - 2)
+    def _place(self, value: Tensor, table: Tensor) -> Tensor:
+        """The t at which `_between` gives the value."""
+        below = (torch.searchsorted(table, value, right=True) - 1).clamp(0, len(self) - 2)
         low, high = table[below], table[below + 1]
-        line = (log_ratio - low) / (high - low)
-        part = torch.where(torch.isinf(high), torch.isinf(log_ratio), line)
+        line = (value - low) / (high - low)
+        part = torch.where(torch.isinf(high), torch.isinf(value), line)
         return (below + part + 1) / len(self)
 
     @property

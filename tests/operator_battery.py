@@ -6,6 +6,7 @@ that its per-measurement parameters are for (1: any).
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,18 +15,55 @@ from torch import Tensor
 
 from posterior import streams
 from posterior.operators import (
+    JPEG,
+    MRI,
+    AnisotropicGaussianBlur,
+    BayerMosaic,
     Blur,
+    Camera,
     ChannelMean,
+    ClosurePhases,
+    CodedDiffraction,
     ComplexFromChannels,
+    Crop,
+    Defocus,
+    EquispacedLines,
+    FanBeamCT,
     GaussianBlur,
+    GaussianSensing,
+    HDRClipping,
     Identity,
+    LinearLight,
+    LogClosureAmplitudes,
+    Luma,
     Mask,
     MotionBlur,
+    NavierStokes,
+    NonCartesianMRI,
+    NonUniformFourier,
     Operator,
+    ParallelBeamCT,
+    PerChannel,
+    PhaseRetrieval,
+    PoissonDisc,
+    Quantisation,
+    RandomLines,
+    Scale,
+    SelectChannels,
+    Slicewise,
+    SpaceVaryingBlur,
     Stack,
+    StructuredSensing,
+    SubsampledFourier,
     SuperResolution,
+    TotalFlux,
+    Transmission,
+    Visibilities,
+    birdcage_maps,
     from_callable,
     from_matrix,
+    m87_2017,
+    radial_trajectory,
 )
 
 
@@ -42,6 +80,7 @@ class Case:
     multiple: int = 1  # of height and width
     smallest: int = 1
     batch: int = 3
+    power_of_two: bool = False  # height and width
 
 
 def _matrix(c: int, h: int, w: int, m: int, dtype: torch.dtype) -> Tensor:
@@ -52,6 +91,10 @@ def _keep(h: int, w: int) -> Tensor:
     keep = (normal((3, 1, h, w), "mask") > 0).double()
     keep[:, :, 0, 0] = 1
     return keep
+
+
+def _kspace(h: int, w: int) -> Tensor:
+    return (normal((3, 1, h, w), "k-space") > 0).double().index_fill(3, torch.tensor(w // 2), 1)
 
 
 def _complex(c: int, h: int, w: int) -> Operator:
@@ -122,6 +165,22 @@ LINEAR = [
         "stack per measurement",
         lambda c, h, w: Stack([Mask(keep=_keep(h, w)), Identity()]).bind((c, h, w)),
     ),
+    Case("slices", lambda c, h, w: Slicewise(from_matrix(_matrix(1, h, w, 7, F), (h, w)), axis=0)),
+    Case("slices last", lambda c, h, w: Slicewise(from_matrix(_matrix(c, h, 1, 5, C), (c, h)), 2)),
+    Case("parallel beam", lambda c, h, w: ParallelBeamCT(views=5, arc=150, start=7, size=(h, w))),
+    Case(
+        "parallel beam coarse",
+        lambda c, h, w: ParallelBeamCT(angles=[0, 45, 90], spacing=1.3, detectors=6, size=(h, w)),
+    ),
+    *(
+        Case(
+            f"fan beam {name}",
+            lambda c, h, w, curved=curved: FanBeamCT(
+                views=4, source_distance=h + w, detector_distance=w, curved=curved, size=(h, w)
+            ),
+        )
+        for name, curved in (("flat", False), ("curved", True))
+    ),
     Case(
         "callable linear",
         lambda c, h, w: from_callable(lambda x: x.cumsum(-1), linear=True).bind((c, h, w)),
@@ -131,6 +190,116 @@ LINEAR = [
         lambda c, h, w: from_callable(lambda x: 2 * x.flip(-1), adjoint=lambda y: 2 * y.flip(-1)),
     ),
 ]
+FOURIER = [
+    Case("fourier", lambda c, h, w: SubsampledFourier()),
+    Case("fourier mask", lambda c, h, w: SubsampledFourier(_kspace(h, w)[0])),
+    Case("fourier mask per measurement", lambda c, h, w: SubsampledFourier(_kspace(h, w))),
+    Case(
+        "fourier complex seeds",
+        lambda c, h, w: (
+            SubsampledFourier(RandomLines(2, seed=[3, 4, 5]), complex_domain=True)
+            @ ComplexFromChannels()
+        ),
+        smallest=4,
+    ),
+    Case("mri", lambda c, h, w: MRI(EquispacedLines(2)) @ ComplexFromChannels(), 4, smallest=4),
+    Case(
+        "mri coils",
+        lambda c, h, w: MRI(PoissonDisc(2, seed=1), coils=3) @ ComplexFromChannels(),
+        smallest=2,
+    ),
+    Case(
+        "mri coils per measurement",
+        lambda c, h, w: (
+            MRI(_kspace(h, w), birdcage_maps(3, (h, w), seed=[0, 1, 2])) @ ComplexFromChannels()
+        ),
+    ),
+    Case(
+        "mri coils full",
+        lambda c, h, w: MRI(coils=2 * birdcage_maps(3, (h, w), seed=0)) @ ComplexFromChannels(),
+    ),
+    Case(
+        "mri coils real",
+        lambda c, h, w: MRI(RandomLines(2), 3, complex_domain=False),
+        channels=1,
+        smallest=4,
+    ),
+]
+SENSING = [
+    Case("gaussian sensing", lambda c, h, w: GaussianSensing(0.4, seed=1).bind((c, h, w))),
+    Case(
+        "gaussian sensing complex",
+        lambda c, h, w: (GaussianSensing(0.4) @ ComplexFromChannels()).bind((c, h, w)),
+    ),
+    Case("dct sensing", lambda c, h, w: StructuredSensing(0.4, seed=1).bind((c, h, w))),
+    Case(
+        "dct sensing complex",
+        lambda c, h, w: (StructuredSensing(0.7) @ ComplexFromChannels()).bind((c, h, w)),
+    ),
+    Case(
+        "hadamard sensing",
+        lambda c, h, w: StructuredSensing(0.4, "hadamard").bind((c, h, w)),
+        power_of_two=True,
+    ),
+]
+NUFFT = [
+    Case(
+        "nufft",
+        lambda c, h, w: NonUniformFourier(radial_trajectory(3, 5)).bind((c, h, w)),
+    ),
+    Case(
+        "nufft coils per measurement",
+        lambda c, h, w: (
+            NonCartesianMRI(
+                torch.stack([radial_trajectory(s, 6 // s) for s in (1, 2, 3)]),
+                birdcage_maps(2, (h, w), seed=[0, 1, 2]),
+            )
+            @ ComplexFromChannels()
+        ).bind((c, h, w)),
+    ),
+]
+PHOTOGRAPHY = [
+    *(
+        Case(f"defocus {b}", lambda c, h, w, b=b: Defocus(1.7, b), smallest=5)
+        for b in ("reflect", "circular", "valid")
+    ),
+    Case("defocus sharp", lambda c, h, w: Defocus(0.5)),
+    Case(
+        "anisotropic",
+        lambda c, h, w: AnisotropicGaussianBlur(1.0, 0.4, 30, boundary="circular"),
+    ),
+    *(
+        Case(
+            f"varying grid {b}",
+            lambda c, h, w, b=b: SpaceVaryingBlur(normal((2, 3, 3, 5), "k"), boundary=b),
+            smallest=5,
+        )
+        for b in ("reflect", "circular", "valid")
+    ),
+    Case(
+        "varying radial",
+        lambda c, h, w: SpaceVaryingBlur.defocus(middle=0, corner=2, steps=3),
+        smallest=5,
+    ),
+    Case(
+        "varying maps",
+        lambda c, h, w: SpaceVaryingBlur(normal((2, 3, 3), "k"), normal((2, h, w), "maps")),
+        smallest=3,
+    ),
+    Case("luma", lambda c, h, w: Luma(), channels=3),
+    Case("luma 709", lambda c, h, w: Luma("rec709") @ Defocus(1.2), channels=3, smallest=3),
+    Case("bayer", lambda c, h, w: BayerMosaic("gbrg"), channels=3),
+    Case("crop", lambda c, h, w: Crop((h - 1, w - 2), (1, 0), (h, w)), smallest=3),
+    Case("crop bound", lambda c, h, w: Crop(2).bind((c, h, w)), smallest=2),
+    Case("channels", lambda c, h, w: SelectChannels([2, 0], of=3), channels=3),
+    Case("scale", lambda c, h, w: Scale(-0.7)),
+    Case(
+        "per channel, per measurement",
+        lambda c, h, w: PerChannel([GaussianBlur(0.6), Mask(keep=_keep(h, w))]),
+        channels=2,
+    ),
+]
+LINEAR += PHOTOGRAPHY + FOURIER + SENSING + (NUFFT if importlib.util.find_spec("finufft") else [])
 NONLINEAR = [
     Case("callable", lambda c, h, w: from_callable(lambda x: x.tanh() ** 2, differentiable=True)),
     Case(
@@ -140,11 +309,61 @@ NONLINEAR = [
         ),
     ),
     Case(
+        "transmission",
+        lambda c, h, w: Transmission(ParallelBeamCT(views=4, size=(h, w)), attenuation=0.2),
+    ),
+    Case(
         "stack nonlinear",
         lambda c, h, w: Stack(
             [Identity(), from_callable(lambda x: x.sin(), differentiable=True)]
         ).bind((c, h, w)),
     ),
 ]
+NONLINEAR += [
+    Case("phase retrieval", lambda c, h, w: PhaseRetrieval()),
+    Case("phase retrieval squared", lambda c, h, w: PhaseRetrieval(4.0, squared=True, low=0)),
+    Case("phase retrieval complex", lambda c, h, w: PhaseRetrieval(low=0) @ ComplexFromChannels()),
+    Case("coded diffraction", lambda c, h, w: CodedDiffraction(3, seed=1)),
+]
+EHT = m87_2017(scans=2)
+LINEAR += [
+    Case("visibilities", lambda c, h, w: Visibilities(EHT).bind((c, h, w)), channels=1),
+]
+SCIENCE = [
+    Case("closure phasors", lambda c, h, w: ClosurePhases(EHT), channels=1),
+    Case("closure phases", lambda c, h, w: ClosurePhases(EHT, phasor=False), channels=1),
+    Case("closure amplitudes", lambda c, h, w: LogClosureAmplitudes(EHT), channels=1),
+    Case("total flux", lambda c, h, w: TotalFlux(peak=0.5)),
+    Case(
+        "navier-stokes",
+        lambda c, h, w: NavierStokes(0.05, wavenumber=1, scale=2.0, step=0.01),
+        smallest=3,
+    ),
+]
+NONLINEAR += SCIENCE
+NONLINEAR += [
+    Case(
+        "jpeg smooth",
+        lambda c, h, w: JPEG(1, rounding="smooth") @ Scale(0.2),
+        channels=3,
+    ),
+    Case("jpeg smooth grey", lambda c, h, w: JPEG(2, "4:4:4", "smooth") @ Scale(0.3), channels=1),
+]
+KINKED = [  # differentiable almost everywhere
+    Case("hdr clipping", lambda c, h, w: HDRClipping(1.3)),
+    Case("linear light", lambda c, h, w: LinearLight()),
+    Case("camera", lambda c, h, w: Camera(1.5, "rec709")),
+    Case(
+        "nonlinear blur",
+        lambda c, h, w: Camera(1.2) @ Defocus(1.3) @ LinearLight(),
+        smallest=3,
+    ),
+    Case("per channel clipping", lambda c, h, w: PerChannel([HDRClipping(), Scale(2.0)])),
+]
+SURROGATE = [  # the gradient is not a derivative
+    Case("quantisation", lambda c, h, w: Quantisation(5)),
+    *(Case(f"jpeg {s}", lambda c, h, w, s=s: JPEG(20, s), channels=3) for s in ("4:2:0", "4:4:4")),
+    Case("jpeg grey", lambda c, h, w: JPEG(60), channels=1),
+]
 BLACK = [Case("black box", lambda c, h, w: from_callable(lambda x: x.abs().numpy()))]
-ALL = LINEAR + NONLINEAR + BLACK
+ALL = LINEAR + NONLINEAR + KINKED + SURROGATE + BLACK

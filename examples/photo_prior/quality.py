@@ -28,9 +28,10 @@ import torch
 from fetch import MANIFEST, cache_folder
 from PIL import Image
 from torch import Tensor
-from train import LEVELS, denoise, load_photo
+from train import LEVELS, load_photo
 
 from posterior.priors.photo import PhotoNet
+from posterior.training import denoise
 
 WEIGHTS = Path(__file__).parents[2] / "posterior" / "priors" / "weights" / "photo.safetensors"
 Array = npt.NDArray[Any]

@@ -7,6 +7,7 @@ from posterior.priors.check import check
 from posterior.priors.gaussian import Gaussian
 from posterior.priors.mixture import GaussianMixture
 from posterior.priors.network import NetworkPrior
+from posterior.priors.slices import Slices
 
 __all__ = [
     "Denoised",
@@ -15,5 +16,6 @@ __all__ = [
     "NetworkPrior",
     "PhotoPrior",
     "Prior",
+    "Slices",
     "check",
 ]

@@ -48,6 +48,7 @@ class Prior(ABC):
     Attributes:
         schedule: the noise levels that the prior knows.
         event_shape: shape of one x0, or None for any.
+        default_shape: shape of one draw where neither a measurement nor the caller says it.
         range: the interval that x0 lives in, or None for unbounded.
         rows: the fixed batch of one evaluation of `denoise`; None for a denoiser whose rows do not
             depend on the batch in the first place.
@@ -57,6 +58,7 @@ class Prior(ABC):
 
     schedule: Schedule
     event_shape: tuple[int, ...] | None = None
+    default_shape: tuple[int, ...] | None = None
     range: tuple[float, float] | None = None
     device: torch.device = torch.device("cpu")
     dtype: torch.dtype = torch.float32
@@ -79,7 +81,7 @@ class Prior(ABC):
     def __call__(self, x_t: Tensor, t: float | Tensor) -> Estimate:
         """The estimate at (x_t, t); without gradients."""
         with torch.no_grad():
-            blocks = [self._denoised(x, time) for x, time in self._blocks(x_t, t)]
+            blocks = [part._denoised(x, time) for part, x, time in self._blocks(x_t, t)]
         self.counts.nfe += self.evaluations * x_t.shape[0]
         return self._estimate(x_t, t, blocks)
 
@@ -90,10 +92,10 @@ class Prior(ABC):
         """
         inputs, outputs = [], []
         with torch.enable_grad():
-            for x, time in self._blocks(x_t.detach(), t):
+            for part, x, time in self._blocks(x_t.detach(), t):
                 leaf = x.detach().requires_grad_()
                 inputs.append(leaf)
-                outputs.append(self._denoised(leaf, time))
+                outputs.append(part._denoised(leaf, time))
         self.counts.nfe += self.evaluations * x_t.shape[0]
         estimate = self._estimate(x_t, t, [_detached(out) for out in outputs])
 
@@ -101,12 +103,12 @@ class Prior(ABC):
             self.counts.vjp += self.evaluations * x_t.shape[0]
             pulled, start = [], 0
             for leaf, out in zip(inputs, outputs, strict=True):
-                part = u[start : start + leaf.shape[0]].to(out.x0.dtype)
-                start += part.shape[0]
+                block = u[start : start + leaf.shape[0]].to(out.x0.dtype)
+                start += block.shape[0]
                 grad = torch.autograd.grad(
-                    out.x0, leaf, _padded(part, leaf.shape[0]), retain_graph=True
+                    out.x0, leaf, _padded(block, leaf.shape[0]), retain_graph=True
                 )[0]
-                pulled.append(grad[: part.shape[0]])
+                pulled.append(grad[: block.shape[0]])
             return torch.cat(pulled)
 
         return estimate, pull
@@ -142,23 +144,36 @@ class Prior(ABC):
         out = self.denoise(x, t)
         return out if isinstance(out, Denoised) else Denoised(out)
 
-    def _blocks(self, x: Tensor, t: float | Tensor) -> list[tuple[Tensor, float | Tensor]]:
+    def _blocks(self, x: Tensor, t: float | Tensor) -> list[tuple[Prior, Tensor, float | Tensor]]:
+        """The rows in blocks of the network's batch, each with the prior of its conditions."""
         if x.shape[0] == 0 or (self.event_shape is not None and x.shape[1:] != self.event_shape):
             raise InputError(
                 f"the prior takes x_t of shape (B, {', '.join(map(str, self.event_shape or '*'))}),"
                 f" got {tuple(x.shape)}"
             )
         if self.rows is None:
-            return [(x, t)]
+            return [(self, x, t)]
+        if self.measurements not in (None, x.shape[0]):
+            raise InputError(
+                f"the prior has conditions for {self.measurements} rows, x_t has {x.shape[0]}:"
+                " select those of the rows with take"
+            )
         size = self.rows
         per_row = isinstance(t, Tensor) and t.ndim > 0
         return [
             (
+                self._of_block(k, x.shape[0]),
                 _padded(x[k : k + size], size),
                 _padded(t[k : k + size], size) if isinstance(t, Tensor) and per_row else t,
             )
             for k in range(0, x.shape[0], size)
         ]
+
+    def _of_block(self, first: int, count: int) -> Prior:
+        """The prior with the conditions of the block that begins at row `first` of `count`."""
+        if self.measurements is None or self.rows is None:
+            return self
+        return self.take([min(k, count - 1) for k in range(first, first + self.rows)])
 
     def _estimate(self, x_t: Tensor, t: float | Tensor, blocks: list[Denoised]) -> Estimate:
         count = x_t.shape[0]

@@ -15,7 +15,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -99,10 +99,19 @@ class NetworkPrior(Prior):
 
     def denoise(self, x_t: Tensor, t: float | Tensor) -> Denoised:
         """E[x0 | x_t], and where the variance of a step lies, if the network has learned it."""
-        times = torch.as_tensor(t, dtype=torch.float64, device=x_t.device).expand(x_t.shape[0])
-        if self.parametrisation == "edm":
-            return Denoised(self._edm(x_t, times))
-        output = self._run(x_t, self._time(times))
+        return self._read(self._run(*self._inputs(x_t, t)), x_t, t)
+
+    def _inputs(self, x_t: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """What the network takes: the scaled x_t and its time (B,)."""
+        times = _per_row(t, x_t)
+        if self.parametrisation != "edm":
+            return x_t, self._time(times)
+        alpha, ratio, total = self._edm(x_t, t)
+        time = torch.log(ratio) / 4 if self.time is None else self.time(times)
+        return x_t / alpha * _like(1 / total.sqrt(), x_t), time
+
+    def _read(self, output: Tensor, x_t: Tensor, t: float | Tensor) -> Denoised:
+        """What an output of the network says about x0."""
         share = None
         if self.learned_variance:
             output, share = self._halves(output, x_t)
@@ -111,27 +120,25 @@ class NetworkPrior(Prior):
                 f"the network turned {tuple(x_t.shape)} into {tuple(output.shape)}; if it has "
                 "twice the channels, it learned its variance: learned_variance=True"
             )
-        return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), share)
+        if self.parametrisation != "edm":
+            return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), share)
+        alpha, ratio, total = self._edm(x_t, t)
+        data = self.sigma_data
+        skip, out = _like(data**2 / total, x_t), _like(ratio * data / total.sqrt(), x_t)
+        return Denoised(skip * (x_t / alpha) + out * output, share)
 
-    def _edm(self, x_t: Tensor, times: Tensor) -> Tensor:
-        alpha, sigma = self.schedule(times)
-        ratio, data = sigma / alpha, self.sigma_data
-        total = ratio**2 + data**2
-
-        def factor(value: Tensor) -> float | Tensor:
-            return expand(value.to(x_t.dtype), x_t)
-
-        x = x_t / factor(alpha)
-        time = torch.log(ratio) / 4 if self.time is None else self.time(times)
-        output = self._run(x * factor(1 / total.sqrt()), time)
-        return factor(data**2 / total) * x + factor(ratio * data / total.sqrt()) * output
+    def _edm(self, x_t: Tensor, t: float | Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
+        """Alpha beside x_t, and r and r^2 + sigma_data^2 as (B,) float64."""
+        alpha, sigma = self.schedule(_per_row(t, x_t))
+        ratio = sigma / alpha
+        return _like(alpha, x_t), ratio, ratio**2 + self.sigma_data**2
 
     def _time(self, times: Tensor) -> Tensor:
         if self.time is not None:
             return self.time(times)
         return self.schedule.index(times) if isinstance(self.schedule, Discrete) else times
 
-    def _run(self, x: Tensor, time: Tensor) -> Tensor:
+    def _run(self, x: Tensor, time: Tensor, *told: Any) -> Tensor:
         """The module's output in the dtype of x."""
         inner = self._weight_dtype or x.dtype
         cast = (
@@ -141,12 +148,17 @@ class NetworkPrior(Prior):
         )
         with cast:
             # a half-precision time cannot tell index 998 from 1000
-            output = self.module(x.to(inner), time.to(torch.promote_types(inner, torch.float32)))
+            time = time.to(torch.promote_types(inner, torch.float32))
+            output = self._call(x.to(inner), time, *told)
         if not isinstance(output, Tensor):
             raise InputTypeError(
                 f"the network must return a tensor, not {type(output).__name__}: wrap it"
             )
         return output.to(x.dtype)
+
+    def _call(self, x: Tensor, time: Tensor, *told: Any) -> Tensor:
+        """The module on inputs of its own dtype; `told` is what a subclass adds."""
+        return self.module(x, time, *told)
 
     def _halves(self, output: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
         if output.shape[1] != 2 * x.shape[1]:
@@ -181,3 +193,13 @@ class NetworkPrior(Prior):
         return (
             f"NetworkPrior({type(self.module).__name__}, {self.parametrisation!r}, {self.schedule})"
         )
+
+
+def _per_row(t: float | Tensor, x: Tensor) -> Tensor:
+    """A time for each row of x, (B,) float64."""
+    return torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+
+
+def _like(value: Tensor, x: Tensor) -> float | Tensor:
+    """A float64 value per row, in the dtype of x and beside it."""
+    return expand(value.to(x.dtype), x)

@@ -1,4 +1,7 @@
-"""The network of the bundled photo prior: a small fully convolutional denoiser of RGB images.
+"""The network of the bundled photo prior: a small fully convolutional denoiser of images.
+
+The bundled one makes RGB photographs; `posterior train-prior` trains the same network on images
+with any number of channels.
 
 `PhotoNet` is the raw network F of Karras et al. 2022 (EDM, arXiv:2206.00364), eq. 7:
 
@@ -33,6 +36,21 @@ class PhotoConfig:
     sigma_data: float = 0.5
     sigma_min: float = 0.002
     sigma_max: float = 80.0
+    image_channels: int = 3
+    range: tuple[float, float] | None = (-1.0, 1.0)  # the interval of x0; None for unbounded
+
+
+def compute_dtype(device: torch.device) -> torch.dtype | None:
+    """What the network computes in: bfloat16, or None for float32 where that is the faster one.
+
+    A CPU without instructions for bfloat16 (AVX512-BF16, which those with AMX have as well) only
+    emulates it.
+    """
+    if device.type != "cpu":
+        return torch.bfloat16
+    # has no public name before torch 2.10; absent, it is an old torch: float32 is safe
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return torch.bfloat16 if supported is not None and supported() else None
 
 
 class Block(nn.Module):
@@ -70,7 +88,7 @@ class Stage(nn.ModuleList):
 
 
 class PhotoNet(nn.Module):
-    """Raw network F(c_in x, c_noise) for RGB images of any size >= 32x32; rows are independent.
+    """Raw network F(c_in x, c_noise) for images of any size >= `smallest`; rows are independent.
 
     A U-Net on 2x2 pixel blocks: no layer works at full resolution, more blocks work at depth.
     """
@@ -89,12 +107,13 @@ class PhotoNet(nn.Module):
             nn.Linear(config.embedding, config.embedding),
             nn.SiLU(),
         )
-        self.enter = nn.Conv2d(12, widths[0], 3, padding=1)  # from 2x2 RGB pixels
+        block = 4 * config.image_channels  # 2x2 pixels
+        self.enter = nn.Conv2d(block, widths[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(4 * a, b, 1) for a, b in pairwise(widths))
         self.up = nn.ModuleList(nn.Conv2d(b, 4 * a, 1) for a, b in pairwise(widths))
         self.encoder = nn.ModuleList(map(Stage, widths, config.encoder, repeat(config)))
         self.decoder = nn.ModuleList(map(Stage, widths, config.decoder, repeat(config)))
-        self.leave = nn.Conv2d(widths[0], 12, 3, padding=1)
+        self.leave = nn.Conv2d(widths[0], block, 3, padding=1)
         with torch.no_grad():
             self.leave.weight.zero_()
 
@@ -103,8 +122,13 @@ class PhotoNet(nn.Module):
         """Sizes are padded inside to a multiple of this."""
         return int(2 ** len(self.config.channels))
 
+    @property
+    def smallest(self) -> int:
+        """Pixels on a side that an image must have: two of the coarsest resolution."""
+        return 2 * self.multiple
+
     def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
-        """(B, 3, H, W) scaled by c_in, (B,) = ln(sigma)/4 -> (B, 3, H, W)."""
+        """(B, C, H, W) scaled by c_in, (B,) = ln(sigma)/4 -> (B, C, H, W)."""
         height, width = x.shape[-2:]
         bottom, right = -height % self.multiple, -width % self.multiple
         if bottom or right:
@@ -113,7 +137,7 @@ class PhotoNet(nn.Module):
         angle = c_noise[:, None] * self.frequencies
         embedding = self.embed(torch.cat((angle.cos(), angle.sin()), 1))  # (B, E)
 
-        h = nnf.pixel_unshuffle(x, 2)  # (B, 12, H/2, W/2)
+        h = nnf.pixel_unshuffle(x, 2)  # (B, 4C, H/2, W/2)
         h = self.enter(h.contiguous(memory_format=torch.channels_last))
         skips = []
         for level, stage in enumerate(self.encoder):
@@ -143,8 +167,10 @@ class PhotoNet(nn.Module):
             config = json.loads(file.metadata()["config"])
             names = file.keys()
             tensors = {name: file.get_tensor(name).float() for name in names}
-        for name in ("channels", "encoder", "decoder"):
-            config[name] = tuple(config[name])
-        net = cls(PhotoConfig(**config))
+        for name, value in config.items():
+            if isinstance(value, list):
+                config[name] = tuple(value)
+        with torch.random.fork_rng(devices=[]):  # initial weights would move the global generator
+            net = cls(PhotoConfig(**config))
         net.load_state_dict(tensors)
         return net.to(memory_format=torch.channels_last).eval().requires_grad_(False)  # type: ignore[call-overload]  # of torch

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from itertools import pairwise
 
 import pytest
 import torch
+from limits import D, M, UnitNoise, correlated, law
 from torch import Tensor
 
 import posterior
@@ -24,53 +24,6 @@ from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
 from posterior.schedules import EDM, RectifiedFlow, Schedule, VPLinear
 from posterior.streams import Noise
-
-D, M = 4, 2
-Address = tuple[int, str, int, int]
-
-
-@dataclass
-class UnitNoise:
-    """Noise whose row k is one at address k - 1 and zero elsewhere; row 0 is zero everywhere."""
-
-    addresses: list[Address]
-    step: int = 0
-    seen: list[Address] = field(default_factory=list)
-
-    def at(self, step: int) -> UnitNoise:
-        """The same rows at another step."""
-        return UnitNoise(self.addresses, step, self.seen)
-
-    def __call__(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
-        """(rows, *shape), and a record of the call."""
-        shape = (D,) if shape is None else tuple(shape)
-        size = math.prod(shape)
-        out = torch.zeros(1 + len(self.addresses), size, dtype=torch.float64)
-        for element in range(size):
-            address = (self.step, name, j, element)
-            if self.addresses:
-                out[1 + self.addresses.index(address), element] = 1
-            else:
-                self.seen.append(address)
-        return out.reshape(-1, *shape)
-
-
-def law(method: Guidance, problem: Problem, steps: int) -> tuple[Tensor, Tensor]:
-    """Mean (D,) and covariance (D, D) of the draws."""
-
-    def run(noise: UnitNoise) -> Tensor:
-        rows = problem.take([0] * (1 + len(noise.addresses)))
-        levels = method.grid(problem.prior.schedule, steps)
-        state = method.start(rows, levels[0], noise)
-        for k, (t, s) in enumerate(pairwise(levels)):
-            state = method.advance(rows, state, Step(k, steps, t, s), noise.at(k + 1))
-        return method.finish(rows, state, noise.at(steps + 2))
-
-    recorder = UnitNoise([])
-    run(recorder)
-    draws = run(UnitNoise(recorder.seen))
-    effects = draws[1:] - draws[0]
-    return draws[0], effects.T @ effects
 
 
 def problem(
@@ -92,13 +45,6 @@ def problem(
     exact_mean = mean + gain @ (y[0] - matrix @ mean)
     setup = Problem(prior, operators.from_matrix(matrix), y, GaussianNoise(std))
     return setup, exact_mean, c - gain @ matrix @ c
-
-
-def correlated() -> Tensor:
-    """A full covariance with eigenvalues between 0.3 and 2.4."""
-    g = torch.Generator().manual_seed(5)
-    root = torch.randn(D, D, generator=g, dtype=torch.float64)
-    return root @ root.T / D + 0.3 * torch.eye(D, dtype=torch.float64)
 
 
 def errors(

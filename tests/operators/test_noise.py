@@ -6,17 +6,20 @@ import math
 
 import numpy as np
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from operator_battery import normal
 
-from posterior.errors import InputError
+from posterior.errors import InputError, InputTypeError
 from posterior.operators import (
     GaussianNoise,
     Identity,
     Mask,
     NoiseModel,
+    PoissonGaussianNoise,
     PoissonNoise,
+    SaltAndPepperNoise,
     as_noise_model,
 )
 
@@ -27,6 +30,9 @@ MODELS = [
     GaussianNoise(normal((1, 2, 4, 5), "std").abs() + 0.1),
     PoissonNoise(0.5),
     PoissonNoise(40.0, low=0.0, peak=100.0),
+    PoissonGaussianNoise(0.05, 0.04),
+    PoissonGaussianNoise(40.0, 0.02, low=0.0, peak=100.0),
+    SaltAndPepperNoise(0.3, 0.05),
 ]
 
 
@@ -151,9 +157,116 @@ def test_poisson_units_and_density() -> None:
     assert float(noise.log_prob(torch.full((1, 1), -1.0), torch.full((1, 1), -1.0))) == 0
 
 
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [(0.0, 0.7), (0.3, 0.15), (4.0, 1.0), (3.0, 40.0), (90.0, 2.0), (90.0, 30.0), (4000.0, 0.5)],
+)
+def test_poisson_gaussian_density_is_the_sum_over_counts(mean: float, std: float) -> None:
+    """In counts (slope 1), against the sum over all counts that matter, far tails included."""
+    noise = PoissonGaussianNoise(rate=1.0, std=std, low=0.0, peak=1.0)
+    deviation = math.sqrt(mean + std**2)
+    seen = mean + deviation * np.array([-6.0, -2.5, -1.0, 0.0, 0.37, 1.0, 3.0, 9.0])
+    k = np.arange(0, int(mean + 40 * math.sqrt(mean) + 60))
+    terms = scipy.stats.poisson.logpmf(k, mean)[None] + scipy.stats.norm.logpdf(
+        seen[:, None], k[None], std
+    )
+    expected = scipy.special.logsumexp(terms, axis=1)
+    got = noise.log_prob(torch.from_numpy(seen)[:, None], torch.full((8, 1), mean).double())
+    # the trapezoidal rule leaves out k < 0, exp(-36) for the narrowest case that uses it
+    np.testing.assert_allclose(got.numpy(), expected, rtol=1e-9, atol=1e-8)
+
+
+def test_poisson_gaussian_law() -> None:
+    noise = PoissonGaussianNoise(rate=0.1, std=0.05)
+    slope, count = noise.photons.slope, 40_000
+    assert slope == pytest.approx(12.75)
+    a = torch.full((1, count), 0.2, dtype=torch.float64)
+    y = noise.sample(a, 4)
+    variance = 1.2 / slope + 0.05**2  # counts / slope^2, counts = slope 1.2
+    mean_of_y, variance_of_y = float(y.mean()), float(y.var())
+    assert abs(mean_of_y - 0.2) < 4 * math.sqrt(variance / count)
+    fourth = 1.2 / slope**3 + 3 * variance**2  # central, of a Poisson law and a Gaussian one
+    assert abs(variance_of_y - variance) < 4 * math.sqrt((fourth - variance**2) / count)
+    assert float(noise.misfit(y, a)) == pytest.approx(1, abs=4 * math.sqrt(0.5 / count) * 1.2)
+    # the average of log p at the truth beats that at other means: 4 standard errors and more
+    truth, off = noise.log_prob(y.T, a.T), noise.log_prob(y.T, a.T + 0.05)
+    gain = truth - off
+    assert float(gain.mean()) > 4 * float(gain.std()) / math.sqrt(count)
+    # the counts are those of PoissonNoise, the rest is Gaussian
+    rest = (y - noise.photons.sample(a, 4))[0] / 0.05
+    assert scipy.stats.kstest(rest.numpy(), "norm").pvalue > 1e-3
+
+
+def test_salt_and_pepper_law() -> None:
+    count, p = 40_000, 0.3
+    a = torch.full((1, count), 0.25, dtype=torch.float64)
+    y = SaltAndPepperNoise(p).sample(a, 2)
+    for value, part in ((-1.0, p / 2), (1.0, p / 2), (0.25, 1 - p)):
+        seen = int((y == value).sum())
+        assert abs(seen - part * count) < 4 * math.sqrt(count * part * (1 - part))
+    std = SaltAndPepperNoise(p, 0.1)
+    assert scipy.stats.kstest(((std.sample(a, 2) - y) / 0.1)[0].numpy(), "norm").pvalue > 1e-3
+
+
+def test_salt_and_pepper_density_and_variance() -> None:
+    noise = SaltAndPepperNoise(0.2, 0.1, low=0.0, high=2.0)
+    y = torch.linspace(-1, 3, 4001, dtype=torch.float64)
+    density = noise.log_prob(y[:, None], torch.full((4001, 1), 0.7).double()).exp()
+    assert float(torch.trapezoid(density, y)) == pytest.approx(1, abs=1e-9)
+    # the variance is E[(y - y_clean)^2 | y] for y_clean uniform on [0, 2]; where the entry is
+    # whole, y_clean is taken for N(y, std^2), so the values compared stay off the ends
+    clean = torch.linspace(0, 2, 20_001, dtype=torch.float64)
+    for value in (0.5, 1.0, 1.61):
+        seen = torch.full((20_001, 1), value, dtype=torch.float64)
+        weight = noise.log_prob(seen, clean[:, None]).exp()
+        square = weight * (value - clean).square()
+        expected = torch.trapezoid(square, clean) / torch.trapezoid(weight, clean)
+        got = noise.variance(torch.tensor([[value]], dtype=torch.float64))
+        assert float(got) == pytest.approx(float(expected), rel=0.02)
+    at_ends = noise.lost(torch.tensor([[0.0, 2.0]], dtype=torch.float64))
+    # p/2 N(0; 0, std^2) against (1 - p) / 2 at the end of a uniform law on a length of 2
+    bump = 0.1 / (0.1 * math.sqrt(2 * math.pi))
+    expected_lost = bump / (bump + 0.8 * 0.5 / 2)
+    torch.testing.assert_close(at_ends, torch.full_like(at_ends, expected_lost), rtol=1e-9, atol=0)
+
+
+def test_salt_and_pepper_without_gaussian_noise() -> None:
+    noise = SaltAndPepperNoise(0.4)
+    a = clean()
+    y = noise.sample(a, 0)
+    assert torch.equal(noise.lost(y), (y.abs() == 1).double())
+    assert torch.equal(noise.variance(y) == 0, y.abs() != 1)
+    with pytest.raises(InputError, match="no density"):
+        noise.log_prob(y, a)
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: PoissonGaussianNoise(1.0, 0.0), InputError),
+        (lambda: PoissonGaussianNoise(0.0, 0.1), InputError),
+        (lambda: PoissonGaussianNoise(1.0, "0.1"), InputTypeError),
+        (lambda: SaltAndPepperNoise(0.0), InputError),
+        (lambda: SaltAndPepperNoise(1.0), InputError),
+        (lambda: SaltAndPepperNoise(0.1, -1.0), InputError),
+        (lambda: SaltAndPepperNoise(0.1, low=1.0), InputError),
+        (lambda: SaltAndPepperNoise(0.1).sample(clean() * 1j, 0), InputError),
+        (lambda: PoissonGaussianNoise(1.0, 0.1).check(clean() * 1j), InputError),
+    ],
+)
+def test_bad_camera_noise(make, kind: type[Exception]) -> None:
+    with pytest.raises(kind):
+        make()
+
+
 def test_float32_and_float64_get_the_same_noise() -> None:
     a = torch.rand(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    for noise in (GaussianNoise(0.1), PoissonNoise(1.0)):
+    for noise in (
+        GaussianNoise(0.1),
+        PoissonNoise(1.0),
+        PoissonGaussianNoise(1.0, 0.1),
+        SaltAndPepperNoise(0.2, 0.1),
+    ):
         double = noise.sample(a.double(), 0)
         torch.testing.assert_close(noise.sample(a, 0), double.float(), rtol=1e-5, atol=1e-6)
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from posterior.errors import InputError, PosteriorError
-from posterior.priors import Gaussian, GaussianMixture, NetworkPrior, Prior, check
+from posterior.priors import Gaussian, GaussianMixture, NetworkPrior, Prior, Slices, check
 from posterior.schedules import EDM, Discrete, RectifiedFlow
 
 
@@ -62,8 +62,12 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     "network edm, rows 4": lambda: NetworkPrior(
         Small().double(), "edm", EDM(), event_shape=(2, 6, 5), rows=4
     ),
+    "slices of a mixture": lambda: Slices(GaussianMixture([0.2, 0.8], random(2, 2, 3), spd(6)), 3),
+    "slices of a network, rows 4": lambda: Slices(
+        NetworkPrior(Small().double(), "edm", EDM(), event_shape=(2, 6, 5), rows=4), 3
+    ),
 }
-ANALYTIC = [name for name in PRIORS if not name.startswith("network")]
+ANALYTIC = [name for name in PRIORS if name.startswith(("gaussian", "mixture"))]
 
 
 @pytest.fixture(params=PRIORS)

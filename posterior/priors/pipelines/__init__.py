@@ -1,0 +1,212 @@
+"""Pipelines of the diffusers library as priors.
+
+`prior_from_pipeline` takes a pipeline that is in memory, with its adapters and settings;
+`load_pipeline_prior` a folder that one was saved to, or its name on the hub. This package imports
+diffusers only when one of them is called.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from posterior.errors import (
+    CapabilityError,
+    FileProblem,
+    InputTypeError,
+    PosteriorError,
+    unknown_name,
+)
+
+if TYPE_CHECKING:
+    import torch
+
+    from posterior.priors.pipelines.base import PipelinePrior
+
+_PIXEL = "DDPMPipeline", "DDIMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline"
+_STABLE_DIFFUSION = (
+    "StableDiffusionPipeline",
+    "StableDiffusionImg2ImgPipeline",
+    "LatentConsistencyModelPipeline",
+    "LatentConsistencyModelImg2ImgPipeline",
+)
+_XL = "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"
+_SD3 = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
+_FLUX = "FluxPipeline", "FluxImg2ImgPipeline"
+FAMILIES = (*_PIXEL, *_STABLE_DIFFUSION, *_XL, *_SD3, *_FLUX)
+_IGNORED = "safety_checker", "feature_extractor", "image_encoder"
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+
+
+def prior_from_pipeline(
+    pipe: Any, *, rows: int | None = None, low_memory: bool = False
+) -> PipelinePrior:
+    """The prior of a diffusers pipeline, its modules used as they stand.
+
+    Args:
+        pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), latent consistency
+            or FLUX.1 pipeline; LoRA and other adapters that are active stay active, the schedule
+            and the parametrisation are those of its scheduler.
+        rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
+        low_memory: spend time instead of memory where there is a choice: guidance in two passes,
+            activations computed again for a gradient, the autoencoder in tiles.
+
+    Raises:
+        InputTypeError: not a pipeline.
+        CapabilityError: a pipeline of another family, or one whose scheduler is not known.
+    """
+    if not hasattr(pipe, "components") or not hasattr(pipe, "scheduler"):
+        raise InputTypeError(
+            f"expected a diffusers pipeline, not {type(pipe).__name__}; for a folder or a hub name"
+            " use posterior.load_prior"
+        )
+    for ancestor in type(pipe).__mro__:
+        family = ancestor.__name__
+        if family in _PIXEL:
+            from posterior.priors.pipelines.pixel import PixelPrior
+
+            return PixelPrior(pipe, rows=rows, low_memory=low_memory)
+        if family in _STABLE_DIFFUSION or family in _XL:
+            from posterior.priors.pipelines import stable_diffusion as sd
+
+            kind = sd.StableDiffusionPrior if family in _STABLE_DIFFUSION else sd.SDXLPrior
+            return kind(pipe, rows=rows, low_memory=low_memory)
+        if family in _SD3 or family in _FLUX:
+            from posterior.priors.pipelines import flow_transformers as flows
+
+            flow = flows.StableDiffusion3Prior if family in _SD3 else flows.FluxPrior
+            return flow(pipe, rows=rows, low_memory=low_memory)
+    raise _unknown_family(type(pipe).__name__)
+
+
+def load_pipeline_prior(
+    source: str | os.PathLike[str],
+    *,
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    variant: str | None = None,
+    rows: int | None = None,
+    low_memory: bool = False,
+) -> PipelinePrior:
+    """The prior of a pipeline saved in a folder, or on the hub under that name.
+
+    Weights are read from safetensors files only, and no code that comes with them is run.
+
+    Args:
+        source: a folder that holds model_index.json, or "owner/name".
+        device: where to put it; default: the CPU.
+        dtype: of the weights; default: float32.
+        variant: of the files, such as "fp16".
+        rows, low_memory: see `prior_from_pipeline`.
+
+    Raises:
+        FileProblem: something is missing, broken or pickled; the hub cannot be reached.
+    """
+    import torch
+
+    from posterior.priors.pipelines.base import check_precision
+
+    diffusers = _diffusers()
+    dtype = torch.float32 if dtype is None else dtype
+    target = torch.device("cpu" if device is None else device)
+    check_precision(dtype, target)
+    index = _index(source, diffusers)
+    family = index.get("_class_name")
+    if family not in FAMILIES:
+        raise _unknown_family(str(family))
+    path = Path(source)
+    if path.is_dir():
+        _check_folder(path, index)
+    skipped: dict[str, Any] = {name: None for name in _IGNORED if name in index}
+    if "requires_safety_checker" in index:
+        skipped["requires_safety_checker"] = False
+    try:
+        with warnings.catch_warnings():  # of the two names of dtype, torch_dtype is in all versions
+            warnings.simplefilter("ignore", FutureWarning)
+            pipe = diffusers.DiffusionPipeline.from_pretrained(
+                os.fspath(source),
+                torch_dtype=dtype,
+                variant=variant,
+                use_safetensors=True,
+                local_files_only=path.is_dir(),
+                trust_remote_code=False,
+                **skipped,
+            )
+    except Exception as error:
+        raise FileProblem(f"cannot load the pipeline {source}: {_first_line(error)}") from error
+    return prior_from_pipeline(pipe.to(target, dtype), rows=rows, low_memory=low_memory)
+
+
+def is_pipeline_name(name: str | os.PathLike[str]) -> bool:
+    """Whether this names a folder, or has the form of a hub name."""
+    if Path(name).is_dir():
+        return True
+    return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
+
+
+def _diffusers() -> Any:
+    try:
+        import diffusers
+        import transformers  # noqa: F401  (most pipelines need it)
+    except ImportError as error:
+        raise CapabilityError(
+            f"pipelines need the extra packages of posterior-sampling[diffusers]: {error}"
+        ) from None
+    return diffusers
+
+
+def _index(source: str | os.PathLike[str], diffusers: Any) -> dict[str, Any]:
+    """The pipeline's model_index.json."""
+    path = Path(source)
+    if path.is_dir():
+        file = path / "model_index.json"
+        if not file.is_file():
+            raise FileProblem(f"{path} holds no model_index.json: it is not a saved pipeline")
+        try:
+            index = json.loads(file.read_text())
+        except ValueError as error:
+            raise FileProblem(f"{file} is not readable JSON: {error}") from None
+        if not isinstance(index, dict):
+            raise FileProblem(f"{file} does not describe a pipeline")
+        return index
+    try:
+        return dict(diffusers.DiffusionPipeline.load_config(os.fspath(source)))
+    except Exception as error:
+        raise FileProblem(
+            f"{source} is no folder here, and the hub does not give it ({_first_line(error)}):"
+            " check the name and the network, or download the folder and give its path"
+        ) from None
+
+
+def _check_folder(folder: Path, index: dict[str, Any]) -> None:
+    """Every part of a saved pipeline is there, and its weights are safetensors."""
+    for name, entry in index.items():
+        if name.startswith("_") or name in _IGNORED or not isinstance(entry, list):
+            continue
+        if entry[0] is None:
+            continue
+        part = folder / name
+        if not part.is_dir():
+            raise FileProblem(f"{folder} is incomplete: the folder {name} is missing")
+        pickled = [f.name for f in part.iterdir() if f.suffix in (".bin", ".ckpt", ".pt", ".pth")]
+        if pickled and not any(part.glob("*.safetensors")):
+            raise FileProblem(
+                f"{part / pickled[0]} is a pickle, which can run code when it is read: convert it"
+                " to safetensors (pipe.save_pretrained writes them), or load the pipeline yourself"
+                " and use posterior.prior_from_pipeline"
+            )
+
+
+def _unknown_family(name: str) -> PosteriorError:
+    return CapabilityError(
+        f"{name} is not a family that can be a prior ({unknown_name('pipeline', name, FAMILIES)})"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines() or [""]
+    return f"{type(error).__name__}: {lines[0]}"

@@ -1,0 +1,96 @@
+"""What every pipeline of diffusers has in common as a prior."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+
+from posterior.errors import CapabilityError, InputError
+from posterior.priors.conditioning import ConditionedPrior
+from posterior.priors.pipelines.home import Home, home_of
+from posterior.priors.pipelines.schedule import Reading, read
+from posterior.schedules import Level
+
+
+class PipelinePrior(ConditionedPrior):
+    """The network of a pipeline, read as its scheduler says.
+
+    Args:
+        pipe: the pipeline; its modules are used as they stand (adapters, hooks, dtype, device),
+            frozen and in eval mode.
+        module: the network among them.
+        rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
+        low_memory: spend time instead of memory where there is a choice: guidance in two passes,
+            activations computed again for a gradient, and the autoencoder in tiles.
+    """
+
+    reading: Reading
+
+    def __init__(
+        self,
+        pipe: Any,
+        module: Any,
+        *,
+        rows: int | None = None,
+        low_memory: bool = False,
+        **options: Any,
+    ) -> None:
+        reading = read(pipe.scheduler)
+        device = torch.device(getattr(pipe, "_execution_device", pipe.device))
+        check_precision(module.dtype, device)
+        super().__init__(
+            module,
+            reading.parametrisation,
+            reading.schedule,
+            rows=rows or (1 if device.type == "cpu" else 4),
+            time=reading.time,
+            sigma_data=reading.sigma_data,
+            **options,
+        )
+        self.device = device  # of the computation, wherever an offloaded module rests
+        self.reading = reading
+        self.one_batch = not low_memory
+        self._pipe = pipe
+        if low_memory and getattr(module, "_supports_gradient_checkpointing", False):
+            module.enable_gradient_checkpointing()
+
+    def home(self, eta: float | None = None) -> Home:
+        """The sampler of the pipeline's own scheduler, for `posterior.sample(method=...)`.
+
+        Args:
+            eta: of a DDIM scheduler; default 0.
+        """
+        called = inspect.signature(type(self._pipe).__call__).parameters
+        steps = getattr(called.get("num_inference_steps"), "default", None)
+        return home_of(self._pipe.scheduler, eta, steps if isinstance(steps, int) else None)
+
+    def home_grid(self, steps: int) -> list[Level]:
+        """The levels that the pipeline's own scheduler visits, for `posterior.sample(grid=...)`."""
+        return self.home().grid(self.schedule, steps)
+
+    def __repr__(self) -> str:
+        given = "" if self._condition is None else f", {self._condition.text}"
+        return (
+            f"{type(self).__name__}({type(self._pipe).__name__}, {self.parametrisation!r},"
+            f" {self.schedule}{given})"
+        )
+
+
+def check_precision(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse half precision where it is not computed in earnest."""
+    if dtype == torch.float16 and device.type == "cpu":
+        raise CapabilityError(
+            "float16 on a CPU is slow and lacks operations: load with dtype=torch.float32 (or"
+            " torch.bfloat16), or move the pipeline to a GPU"
+        )
+
+
+def sides(pipe: Any, module: Any) -> tuple[int, int]:
+    """The (height, width) that a network was made for."""
+    size = module.config["sample_size"]
+    if size is None:
+        raise InputError(f"{type(pipe).__name__} does not say the size of its network's input")
+    height, width = (size, size) if isinstance(size, int) else size
+    return int(height), int(width)
