@@ -65,7 +65,7 @@ class DAPS(Guidance):
     transition: Transition = Anew
     ode_steps: int = 1
     ode_end: float = 0.0
-    spread: float = 0.1
+    spread: float = 0.05
     kernel: Kernel = "exact"
     inner_steps: int = 10
     rate: float = 0.1

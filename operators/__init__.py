@@ -41,6 +41,7 @@ from posterior.operators.nufft import NonCartesianMRI, NonUniformFourier, radial
 from posterior.operators.phase import CodedDiffraction, PhaseRetrieval
 from posterior.operators.registry import parse, table
 from posterior.operators.resize import SuperResolution
+from posterior.operators.scattering import BornScattering, LippmannSchwinger
 from posterior.operators.sensing import GaussianSensing, StructuredSensing
 from posterior.operators.slices import Slicewise
 from posterior.operators.structure import Crop, PerChannel, Scale, SelectChannels
@@ -67,6 +68,7 @@ __all__ = [
     "BayerMosaic",
     "BlackBox",
     "Blur",
+    "BornScattering",
     "BoxMask",
     "Camera",
     "ChannelMean",
@@ -85,6 +87,7 @@ __all__ = [
     "HDRClipping",
     "Identity",
     "LinearLight",
+    "LippmannSchwinger",
     "LogClosureAmplitudes",
     "Luma",
     "Mask",

@@ -434,7 +434,7 @@ class LogClosureAmplitudes(_Closures):
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TotalFlux(Operator):
-    """sum_j I_j, I = peak (x - low) / (1 - low): (B, 1, H, W) -> (B, 1).
+    """sum_j I_j, I = peak (x - low) / (1 - low): (B, 1, H, W) -> (B, 1). Linear for low = 0.
 
     Args:
         peak: flux of a pixel where x is 1, Jy.
@@ -447,6 +447,7 @@ class TotalFlux(Operator):
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak", check_number("peak", self.peak, 0))
         object.__setattr__(self, "low", _check_low(self.low))
+        object.__setattr__(self, "linear", self.low == 0)
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(self, x)

@@ -209,7 +209,8 @@ class _Codec:
     def of(quality: int, smooth: bool, like: Tensor) -> _Codec:
         n = torch.arange(8, dtype=torch.float64)
         cosines = torch.cos((2 * n[None] + 1) * n[:, None] * math.pi / 16)
-        weight = torch.where(n == 0, math.sqrt(0.5), 1.0).double()
+        weight = torch.ones_like(n)
+        weight[0] = math.sqrt(0.5)
         scales = torch.outer(weight, weight) / 4
         scales[0, 0] = 1 / 8  # exactly: the mean of a flat block lies on edges of the rounding
         luminance, chrominance = (

@@ -383,10 +383,13 @@ class SaltAndPepperNoise(NoiseModel):
     def variance(self, y: Tensor) -> Tensor:
         """The mean square of y - y_clean given y, for y_clean uniform on [low, high].
 
-        std^2, and where y looks lost that of an entry of which nothing is known, (high - low)^2/3.
+        std^2, and where y looks lost that of an entry of which nothing is known: (high - low)^2/3
+        at both ends.
         """
         lost = self.lost(y)
-        return lost * ((self.high - self.low) ** 2 / 3) + (1 - lost) * self.std**2
+        off_middle = y - (self.low + self.high) / 2
+        unknown = off_middle * off_middle + (self.high - self.low) ** 2 / 12
+        return lost * unknown + (1 - lost) * self.std**2
 
     def standardised(self, y: Tensor, y_clean: Tensor) -> Tensor:
         """(y - y_clean) over the root of `variance`; nan where that is 0."""

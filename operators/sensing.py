@@ -22,7 +22,6 @@ subsampled orthonormal transform).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -240,6 +239,3 @@ class StructuredSensing(_Sensing):
             return first.sort().values.to(like.device), signs.to(like.device, dtype)
 
         return self._memo((size, dtype, like.device), build)
-
-
-__all__: Sequence[str] = ["GaussianSensing", "StructuredSensing"]

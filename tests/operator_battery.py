@@ -20,6 +20,7 @@ from posterior.operators import (
     AnisotropicGaussianBlur,
     BayerMosaic,
     Blur,
+    BornScattering,
     Camera,
     ChannelMean,
     ClosurePhases,
@@ -34,6 +35,7 @@ from posterior.operators import (
     HDRClipping,
     Identity,
     LinearLight,
+    LippmannSchwinger,
     LogClosureAmplitudes,
     Luma,
     Mask,
@@ -326,14 +328,17 @@ NONLINEAR += [
     Case("coded diffraction", lambda c, h, w: CodedDiffraction(3, seed=1)),
 ]
 EHT = m87_2017(scans=2)
+RING = {"wavelength": 5.0, "radius": 10.0, "transmitters": 3, "receivers": 5}
 LINEAR += [
     Case("visibilities", lambda c, h, w: Visibilities(EHT).bind((c, h, w)), channels=1),
+    Case("born", lambda c, h, w: BornScattering(**RING).bind((c, h, w)), channels=1),
+    Case("total flux", lambda c, h, w: TotalFlux(peak=0.5, low=0).bind((c, h, w)), channels=1),
 ]
 SCIENCE = [
+    Case("lippmann-schwinger", lambda c, h, w: LippmannSchwinger(**RING), channels=1),
     Case("closure phasors", lambda c, h, w: ClosurePhases(EHT), channels=1),
     Case("closure phases", lambda c, h, w: ClosurePhases(EHT, phasor=False), channels=1),
     Case("closure amplitudes", lambda c, h, w: LogClosureAmplitudes(EHT), channels=1),
-    Case("total flux", lambda c, h, w: TotalFlux(peak=0.5)),
     Case(
         "navier-stokes",
         lambda c, h, w: NavierStokes(0.05, wavenumber=1, scale=2.0, step=0.01),

@@ -12,6 +12,11 @@ import torch
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FluxPipeline,
+    FluxTransformer2DModel,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
     StableDiffusionPipeline,
     StableDiffusionXLPipeline,
     UNet2DConditionModel,
@@ -19,7 +24,15 @@ from diffusers import (
 )
 from diffusers.utils import logging
 from torch import Tensor, nn
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
 
 import posterior
 from posterior.streams import Noise
@@ -145,6 +158,86 @@ def stable_diffusion_xl(seed: int = 0, **unet: Any) -> StableDiffusionXLPipeline
     return pipe
 
 
+def t5_tokenizer() -> Any:
+    """Letters, as `tokenizer` has them, for T5."""
+    ends = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0)]
+    letters = [(c, -3.0) for c in ("\u2581", *string.ascii_lowercase)]
+    return T5TokenizerFast(vocab=[*ends, *letters], extra_ids=0)
+
+
+def t5_encoder(width: int) -> T5EncoderModel:
+    """T5 with two layers."""
+    config = T5Config(
+        vocab_size=3 + 1 + len(string.ascii_lowercase),
+        d_model=width,
+        d_ff=37,
+        d_kv=8,
+        num_layers=2,
+        num_heads=4,
+    )
+    return T5EncoderModel(config).eval()
+
+
+def stable_diffusion_3(
+    seed: int = 0, t5: bool = True, scheduler: Any = None, **transformer: Any
+) -> StableDiffusion3Pipeline:
+    """Stable Diffusion 3 with latents of 4 channels: two CLIP encoders, and T5 or none."""
+    torch.manual_seed(seed)
+    default = {
+        "sample_size": 8,
+        "in_channels": 4,
+        "out_channels": 4,
+        "num_layers": 2,
+        "attention_head_dim": 8,
+        "num_attention_heads": 4,
+        "caption_projection_dim": 32,
+        "joint_attention_dim": 64,
+        "pooled_projection_dim": 64,
+        "pos_embed_max_size": 10,
+    }
+    pipe = StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(**{**default, **transformer}),
+        vae=autoencoder(scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False),
+        text_encoder=text_encoder(CLIPTextModelWithProjection),
+        text_encoder_2=text_encoder(CLIPTextModelWithProjection),
+        text_encoder_3=t5_encoder(64) if t5 else None,
+        tokenizer=tokenizer(),
+        tokenizer_2=tokenizer(),
+        tokenizer_3=t5_tokenizer() if t5 else None,
+        scheduler=scheduler or FlowMatchEulerDiscreteScheduler(shift=3.0),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def flux(seed: int = 0, scheduler: Any = None, **transformer: Any) -> FluxPipeline:
+    """FLUX with latents of 4 channels; [dev], i.e. with guidance as an input, by default."""
+    torch.manual_seed(seed)
+    default = {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 2,
+        "attention_head_dim": 16,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 32,
+        "pooled_projection_dim": 32,
+        "axes_dims_rope": (4, 4, 8),
+        "guidance_embeds": True,
+    }
+    pipe = FluxPipeline(
+        transformer=FluxTransformer2DModel(**{**default, **transformer}),
+        vae=autoencoder(scaling_factor=0.3611, shift_factor=0.1159, use_quant_conv=False),
+        text_encoder=text_encoder(CLIPTextModel),
+        text_encoder_2=t5_encoder(32),
+        tokenizer=tokenizer(),
+        tokenizer_2=t5_tokenizer(),
+        scheduler=scheduler
+        or FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def sd_scheduler(kind: Any = DDIMScheduler, **config: Any) -> Any:
     """A scheduler with the betas of Stable Diffusion."""
     betas = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -162,8 +255,9 @@ def seen_by(network: nn.Module) -> Iterator[list[tuple[float, Tensor]]]:
     """The times and first inputs of every call of a network, in order."""
     calls: list[tuple[float, Tensor]] = []
 
-    def record(_: nn.Module, args: tuple[Any, ...], __: dict[str, Any]) -> None:
-        calls.append((float(torch.as_tensor(args[1]).flatten()[0]), args[0].clone()))
+    def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
+        x, time = args or (named["hidden_states"], named["timestep"])
+        calls.append((float(torch.as_tensor(time).flatten()[0]), x.clone()))
 
     hook = network.register_forward_pre_hook(record, with_kwargs=True)
     try:

@@ -185,7 +185,7 @@ def test_taylor_remainder_is_of_second_order(case: Case) -> None:
     op = case.make(*shape[1:])
     x, d = normal(shape)[:1], normal(shape, "d")[:1]
     y, pull = op.vjp(x)
-    v = normal(tuple(y.shape), "v")
+    v = normal(tuple(y.shape), "v", y.dtype)
     slope = rows.dot(d, pull(v))
     steps = [0.04, 0.02, 0.01]
     rest = [float((rows.dot(op(x + h * d) - y, v) - h * slope).abs()) for h in steps]

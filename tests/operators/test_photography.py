@@ -157,9 +157,9 @@ def test_luma_against_pillow_and_skimage(photo: Tensor) -> None:
 
 
 def test_hdr_clipping() -> None:
-    x = torch.tensor([-0.9, -0.5, -0.2, 0.0, 0.49, 0.5, 0.51]).double().reshape(1, 1, 1, 7)
+    x = torch.tensor([-0.9, -0.5, -0.25, 0.0, 0.375, 0.5, 0.51]).double().reshape(1, 1, 1, 7)
     y, pull = HDRClipping()(x), HDRClipping().vjp(x)[1]
-    assert y.flatten().tolist() == [-1, -1, -0.4, 0, 0.98, 1, 1]
+    assert y.flatten().tolist() == [-1, -1, -0.5, 0, 0.75, 1, 1]
     assert pull(torch.ones_like(x)).flatten().tolist() == [0, 2, 2, 2, 2, 2, 0]
 
 
@@ -169,7 +169,8 @@ def test_quantisation_against_eight_bits(photo: Tensor) -> None:
     for levels in (2, 3, 8):
         y = Quantisation(levels)(x)
         step = 2 / (levels - 1)
-        assert set(y.unique().tolist()) <= set(torch.linspace(-1, 1, levels).double().tolist())
+        number = (y + 1) / step
+        torch.testing.assert_close(number, number.round(), rtol=0, atol=1e-12)
         assert float((y - x.clamp(-1, 1)).abs().max()) <= step / 2 + 1e-12
     pulled = Quantisation(8).vjp(x)[1](torch.ones_like(x))
     assert torch.equal(pulled, (x.abs() <= 1).double())  # the straight-through surrogate
@@ -186,7 +187,8 @@ def test_transfer_curves() -> None:
         torch.testing.assert_close(there_and_back, x, rtol=0, atol=2e-7)
     # beyond black and white light goes on, the camera saturates
     far = torch.tensor([-1.5, 1.5]).double().reshape(1, 1, 1, 2)
-    assert LinearLight()(far).flatten().tolist() == pytest.approx([-0.25 / 12.92, 1.70503], abs=1e-4)
+    beyond = [-0.25 / 12.92, (1.305 / 1.055) ** 2.4]
+    assert LinearLight()(far).flatten().tolist() == pytest.approx(beyond)
     y, pull = Camera().vjp(LinearLight()(far))
     assert y.flatten().tolist() == [-1, 1]
     assert not pull(torch.ones_like(far)).any()
@@ -285,16 +287,10 @@ def test_jpeg_straight_through_gradient(photo: Tensor) -> None:
     pulled = JPEG(10, "4:4:4").vjp(x)[1](u)
     # the colour constants have 16 binary digits one way, as many decimals the other
     torch.testing.assert_close(pulled, u, rtol=0, atol=1e-3)
-    shared = u.mean(1, keepdim=True).expand_as(u)  # grey differences are of luma alone
-    pull = JPEG(10).vjp(x)[1]
-    luma = torch.tensor([0.299, 0.587, 0.114]).double().reshape(1, 3, 1, 1)
-    grey_part = torch.tensor([1.0, 1.0, 1.0]).double().reshape(1, 3, 1, 1)
-    assert pull(shared).shape == x.shape
-    # J^T of a direction along luma: sum over channels is kept, since J keeps grey images
-    torch.testing.assert_close(
-        (pull(u * 1.0) * grey_part).sum(1), (u * grey_part).sum(1), rtol=0, atol=2e-3
-    )
-    assert luma.sum() == pytest.approx(1)
+    pulled = JPEG(10).vjp(x)[1](u)
+    # what is linearised keeps grey images, so its transpose keeps the sum over the channels
+    torch.testing.assert_close(pulled.sum(1), u.sum(1), rtol=0, atol=2e-3)
+    assert float((pulled - u).abs().mean()) > 0.1  # but not the colour of single pixels
 
 
 def test_jpeg_smooth_is_near_the_real_thing(photo: Tensor) -> None:

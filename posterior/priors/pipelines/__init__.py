@@ -121,7 +121,8 @@ def load_pipeline_prior(
     path = Path(source)
     if path.is_dir():
         _check_folder(path, index)
-    skipped: dict[str, Any] = {name: None for name in _IGNORED if name in index}
+    left_out = (k for k, v in index.items() if isinstance(v, list) and v[0] is None)
+    skipped: dict[str, Any] = dict.fromkeys([*(k for k in _IGNORED if k in index), *left_out])
     if "requires_safety_checker" in index:
         skipped["requires_safety_checker"] = False
     try:

@@ -8,6 +8,7 @@ them itself; FLUX takes a sequence of patches, each with its row and column, whi
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,8 @@ from posterior.priors.conditioning import Inputs
 from posterior.priors.pipelines.base import PipelinePrior
 from posterior.priors.pipelines.home import Home, HomeFlow
 from posterior.schedules import Level
+
+_ENCODERS = "text_encoder", "text_encoder_2"  # without which there are no prompts
 
 
 class FlowTransformerPrior(PipelinePrior):
@@ -38,8 +41,6 @@ class FlowTransformerPrior(PipelinePrior):
         largest: the largest side of a latent, where the network has one.
     """
 
-    encoders: tuple[str, ...]
-    """The pipeline's text encoders that a prompt needs."""
     even: bool
     """Whether the pipeline asks its scheduler for even levels, before the shift."""
 
@@ -60,7 +61,7 @@ class FlowTransformerPrior(PipelinePrior):
                 f"the network takes {channels} channels, a latent has {codec.channels}: an"
                 " inpainting or image-conditioned model is not a prior of x"
             )
-        # A block keeps about 30 vectors of its width for each patch, see test_graph_bytes.
+        # a frozen block keeps about 12 vectors of its width for each token; a third of them text
         width, size = network.inner_dim, network.dtype.itemsize
         super().__init__(
             pipe,
@@ -68,7 +69,7 @@ class FlowTransformerPrior(PipelinePrior):
             rows=rows,
             low_memory=low_memory,
             range=None,
-            graph_bytes=30 * blocks * width * size // (channels * patch**2),
+            graph_bytes=16 * blocks * width * size // (channels * patch**2),
         )
         if self.parametrisation != "velocity":
             raise InputError(
@@ -92,7 +93,7 @@ class FlowTransformerPrior(PipelinePrior):
                 f"{type(self._pipe).__name__} takes prompts or {{'prompt_embeds': ...,"
                 f" 'pooled_prompt_embeds': ...}}, not {type(condition).__name__}"
             )
-        missing = [name for name in self.encoders if getattr(self._pipe, name, None) is None]
+        missing = [name for name in _ENCODERS if getattr(self._pipe, name) is None]
         if missing:
             raise CapabilityError(
                 f"the pipeline has no {' and no '.join(missing)}: give embeddings in place of a"
@@ -153,9 +154,9 @@ class FlowTransformerPrior(PipelinePrior):
         """
         return self.home(shape=shape).grid(self.schedule, steps)
 
+    @abstractmethod
     def _encoded(self, prompt: str) -> tuple[Tensor, Tensor]:
         """The embeddings of the tokens (1, L, D) and of the whole (1, P)."""
-        raise NotImplementedError
 
     def _embeddings(self, condition: Mapping[str, object]) -> Inputs:
         names = ("prompt_embeds", "pooled_prompt_embeds")
@@ -184,7 +185,6 @@ class StableDiffusion3Prior(FlowTransformerPrior):
     where the pipeline has one; as at home, zeros stand for a T5 that was left out.
     """
 
-    encoders = ("text_encoder", "text_encoder_2")
     even = False
 
     def __init__(self, pipe: Any, *, rows: int | None = None, low_memory: bool = False) -> None:
@@ -217,7 +217,6 @@ class FluxPrior(FlowTransformerPrior):
     two evaluations, as `true_cfg_scale` does at home.
     """
 
-    encoders = ("text_encoder", "text_encoder_2")
     even = True
 
     def __init__(self, pipe: Any, *, rows: int | None = None, low_memory: bool = False) -> None:
