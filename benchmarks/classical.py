@@ -209,7 +209,7 @@ def plug_and_play(
     for k in range(steps):
         s = first * (last * std / first) ** (k / max(steps - 1, 1))
         data = (s / std) ** 2 / weight
-        x = z + consistent(operator, y - operator(z), data, iterations=40, tolerance=1e-4)
+        x = z + consistent(operator, y - operator(z), data, iterations=100, tolerance=1e-4)
         z = denoise(x, s)
     return z
 
@@ -265,7 +265,7 @@ class Candidate(NamedTuple):
 
 _TV = Candidate(total_variation, {"weight": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)})
 _BM3D = {"strength": (0.75, 1.0, 1.25, 1.5)}
-_PLUG_AND_PLAY = Candidate(plug_and_play, {"weight": (0.05, 0.15, 0.5), "last": (1.0, 2.0)})
+_PLUG_AND_PLAY = Candidate(plug_and_play, {"weight": (0.15, 0.3, 0.6), "last": (1.0, 2.0)})
 
 
 def candidates(operator: Operator) -> dict[str, Candidate]:

@@ -7,7 +7,7 @@
 Six photographs of the `test` split (the first of the manifest), 128x128: the prior was not trained
 and nothing was tuned on them. A method visits so many levels that it makes at most 100 network
 evaluations per draw; the two that move particles together, EnKG and TDS, make at most 100 per
-particle, on 64x64 and one task only.
+particle, on 64x64 and one task only; per draw that is their ensemble's over the n that are kept.
 
 Cells (photograph, task, method) are appended to benchmarks/results/photographs.jsonl, photograph by
 photograph, so that a run that was stopped goes on and is balanced wherever it stops. A cell is made
@@ -510,7 +510,7 @@ def tiles(bench: Bench, task: str, photograph: str) -> list[Tile]:
             spread = full_scale_std(images[best]["std"][0].float())
             largest = float(spread.max())
             shades = colormaps["magma"]((spread / max(largest, 1e-6)).numpy())[..., :3]
-            found.append(Tile(shades, f"{best}, std", f"white is {largest:.3f} of full scale"))
+            found.append(Tile(shades, f"{best}, std", f"up to {largest:.3f} of full scale"))
     return found
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-LARGEST = 150_000  # bytes
+LARGEST = 150_000  # bytes of a file
+SMALLEST = 128  # pixels of a tile's width, for its caption
 
 
 class Tile(NamedTuple):
@@ -24,8 +25,9 @@ class Tile(NamedTuple):
 
 
 def strip(tiles: Sequence[Tile], per_row: int = 6) -> Image.Image:
-    """Tiles of one size in rows; pixels stay pixels."""
-    height, width = tiles[0].image.shape[:2]
+    """Tiles of one size in rows; small ones are enlarged by a whole factor: pixels stay pixels."""
+    factor = math.ceil(SMALLEST / tiles[0].image.shape[1])
+    height, width = (factor * side for side in tiles[0].image.shape[:2])
     gap, caption = 6, 34
     columns, lines = min(per_row, len(tiles)), math.ceil(len(tiles) / per_row)
     size = (columns * (width + gap) - gap, lines * (height + caption))
@@ -33,7 +35,8 @@ def strip(tiles: Sequence[Tile], per_row: int = 6) -> Image.Image:
     pen, font = ImageDraw.Draw(page), ImageFont.load_default(size=11)
     for k, tile in enumerate(tiles):
         left, top = k % per_row * (width + gap), k // per_row * (height + caption)
-        pixels = (tile.image.clip(0, 1) * 255).round().astype(np.uint8)
+        large = tile.image.repeat(factor, 0).repeat(factor, 1)
+        pixels = (large.clip(0, 1) * 255).round().astype(np.uint8)
         page.paste(Image.fromarray(pixels), (left, top))
         pen.text((left, top + height + 3), tile.title, fill="#1a1a1a", font=font)
         pen.text((left, top + height + 17), tile.note, fill="#6f6f6f", font=font)

@@ -271,7 +271,9 @@ def _minimal(
                 chosen.append(closure)
         return chosen
 
-    triangles = [((a, b), (b, c), (a, c)) for a, b, c in itertools.combinations(stations, 3)]
+    triangles: list[tuple[Baseline, ...]] = [
+        ((a, b), (b, c), (a, c)) for a, b, c in itertools.combinations(stations, 3)
+    ]
     quadrangles: list[tuple[Baseline, ...]] = []
     for four in itertools.combinations(stations, 4):
         for a, b, c, d in (four, (four[0], four[1], four[3], four[2])):
@@ -480,10 +482,11 @@ def closure_std(observation: Observation, vis: Tensor) -> tuple[Tensor, Tensor]:
     (sum sigma_b^2 / |V_b|^2)^1/2 over the baselines of a closure, its first order: for |V| > sigma.
     """
     relative = (observation.std.to(vis.device, vis.real.dtype) / vis.abs()).square()
-    return tuple(  # type: ignore[return-value]  # two
-        sum(_pick(relative, observation, closures)).sqrt()
-        for closures in (observation.triangles, observation.quadrangles)
-    )
+
+    def total(closures: Tensor) -> Tensor:
+        return torch.stack(_pick(relative, observation, closures)).sum(0).sqrt()
+
+    return total(observation.triangles), total(observation.quadrangles)
 
 
 def chi2_closure_phases(model: Tensor, data: Tensor, std: Tensor | float) -> Tensor:

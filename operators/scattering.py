@@ -152,7 +152,8 @@ class _Green:
         distance = torch.hypot(lags[0][:, None], lags[1][None])
         distance[0, 0] = h  # any
         kernel = disc * hankel(distance)
-        kernel[0, 0] = 0.5j * math.pi * a * k * complex(special.hankel1(1, k * a)) - 1
+        own = 0.5j * math.pi * a * k * complex(special.hankel1(1, k * a)) - 1
+        kernel[0, 0] = torch.tensor(own, dtype=kernel.dtype)
         self.within = put(torch.fft.fft2(kernel))
 
     def convolve(self, source: Tensor) -> Tensor:

@@ -269,13 +269,13 @@ def test_pictures_are_small_and_made_from_the_cells(run: Run, tmp_path: Path) ->
     assert picture.name == "photographs-random-70-missing-32.jpg"
     assert picture.stat().st_size <= strips.LARGEST
     with Image.open(picture) as page:  # original, measured, classical, DPS, its draw and std
-        assert page.size == (6 * (32 + 6) - 6, 32 + 34)
+        assert page.size == (6 * (128 + 6) - 6, 128 + 34)
 
 
 def test_a_picture_that_does_not_fit_is_compressed(tmp_path: Path) -> None:
     noise = torch.rand(64, 64, 3, generator=torch.Generator().manual_seed(0)).numpy()
     page = strips.strip([strips.Tile(noise, f"tile {k}") for k in range(8)])
-    assert page.size == (6 * 70 - 6, 2 * (64 + 34))
+    assert page.size == (6 * (128 + 6) - 6, 2 * (128 + 34))
     for largest in (100_000, 40_000):
         strips.save_small(page, tmp_path / "page.jpg", largest)
         assert (tmp_path / "page.jpg").stat().st_size <= largest

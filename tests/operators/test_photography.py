@@ -65,7 +65,7 @@ def test_defocus_kernel_is_the_area_of_the_disc(radius: float) -> None:
     inside = (t[:, None] ** 2 + t[None] ** 2 <= radius**2).double()
     expected = inside.reshape(len(kernel), fine, len(kernel), fine).mean((1, 3))
     torch.testing.assert_close(kernel * math.pi * radius**2, expected, rtol=0, atol=0.5 / fine)
-    assert torch.equal(kernel, kernel.T)
+    torch.testing.assert_close(kernel, kernel.T, rtol=0, atol=1e-15)
     assert float(kernel.sum()) == pytest.approx(1, abs=1e-14)
     if radius <= 0.5:
         assert kernel.shape == (1, 1)
@@ -111,9 +111,11 @@ def test_space_varying_blur_of_a_point_is_the_blend_of_the_kernels() -> None:
     op = SpaceVaryingBlur(kernels)
     weights = op.maps(13, 17)
     torch.testing.assert_close(weights.sum(0), torch.ones(13, 17).double())
-    assert torch.equal(weights[:, 0, 0], torch.eye(6).double()[0])  # kernel (0, 0)
+    assert weights[:, 0, 0].tolist() == pytest.approx(
+        [1, 0, 0, 0, 0, 0], abs=1e-15
+    )  # kernel (0, 0)
     assert float(weights[4, 12, 8]) == pytest.approx(1)  # kernel (1, 1): last row, middle column
-    for i, j in ((6, 8), (3, 5), (11, 14)):
+    for i, j in ((6, 8), (3, 5), (9, 12)):
         point = torch.zeros(1, 1, 13, 17, dtype=torch.float64)
         point[0, 0, i, j] = 1
         blend = (weights[:, i, j, None, None] * kernels.flatten(0, 1)).sum(0)
