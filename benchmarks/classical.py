@@ -263,9 +263,9 @@ class Candidate(NamedTuple):
         ]
 
 
-_TV = Candidate(total_variation, {"weight": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6)})
+_TV = Candidate(total_variation, {"weight": (0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2)})
 _BM3D = {"strength": (0.75, 1.0, 1.25, 1.5)}
-_PLUG_AND_PLAY = Candidate(plug_and_play, {"weight": (0.15, 0.3, 0.6), "last": (1.0, 2.0)})
+_PLUG_AND_PLAY = Candidate(plug_and_play, {"weight": (0.2, 0.35, 0.6), "last": (1.0, 2.0)})
 
 
 def candidates(operator: Operator) -> dict[str, Candidate]:

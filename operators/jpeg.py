@@ -180,8 +180,11 @@ def _whole(t: Tensor, bias: float | Tensor = 0.5) -> Tensor:
 
 
 def _nearest(t: Tensor) -> Tensor:
-    """The nearest integer, halves away from 0."""
-    return _straight_through(t, lambda v: v.sign() * (v.abs() + 0.5).floor())
+    """The nearest integer, halves away from 0, whatever the rounding errors of the transform.
+
+    Sums of pixels often lie on halves exactly; without the margin they would fall as they like.
+    """
+    return _straight_through(t, lambda v: v.sign() * (v.abs() + (0.5 + 1e-3)).floor())
 
 
 def _wavy(t: Tensor) -> Tensor:

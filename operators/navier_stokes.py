@@ -32,9 +32,9 @@ default
 
     h <= min(1 / (2 K U), (8 viscosity / (K^2 U^4))^(1/3)),    K = sqrt(2) / 3 max(H, W), U = speed
 
-so that no resolved wave turns by more than half a radian, and none grows. (The turbulence of the
-problem has |u| <= 3.5; a ten times smaller step changes y by 0.1 %.) A field with much faster flow
-may turn non-finite, in its own row only.
+so that no resolved wave turns by more than half a radian, and none grows. (Turbulence of this kind
+had |u| <= 3.5; an eight times smaller step changed y by 0.1 %.) A field with much faster flow may
+turn non-finite, in its own row only.
 
 Methods: those that need a gradient, and EnKG, for which the problem was made. The gradient is that
 of the discrete solver, exact; it solves twice, in the memory of about 2 sqrt(steps) steps.
