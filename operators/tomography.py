@@ -58,6 +58,7 @@ from posterior.operators.base import (
     check_count,
     check_image,
     check_number,
+    check_size,
 )
 from posterior.operators.noise import GaussianNoise, PoissonNoise
 
@@ -109,7 +110,7 @@ class Tomography(Operator):
         if self.spacing is not None:
             put("spacing", _positive("spacing", self.spacing))
         if self.size is not None:
-            put("size", _as_size(self.size))
+            put("size", check_size(self.size))
         check_choice("backend", self.backend, BACKENDS)
 
     @property
@@ -193,7 +194,7 @@ class Tomography(Operator):
         if self.size is not None:
             return self
         out = copy.copy(self)  # with the same memo: what is built for one serves the other
-        object.__setattr__(out, "size", _as_size(tuple(event_shape[-2:])))
+        object.__setattr__(out, "size", check_size(tuple(event_shape[-2:])))
         return out
 
     def _projector(self, size: tuple[int, int], like: Tensor) -> Projector:
@@ -522,15 +523,6 @@ def _as_angles(angles: object) -> Tensor:
     if not bool(torch.isfinite(out).all()):
         raise InputError("angles has NaN or infinite values")
     return out
-
-
-def _as_size(size: object) -> tuple[int, int]:
-    if isinstance(size, (tuple, list)):
-        if len(size) != 2:
-            raise InputError(f"size takes one or two numbers, not {len(size)}")
-        return check_count("size", size[0], 1), check_count("size", size[1], 1)
-    side = check_count("size", size, 1)
-    return side, side
 
 
 def _check_real(who: Operator, x: Tensor) -> None:
