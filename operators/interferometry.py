@@ -49,6 +49,7 @@ from __future__ import annotations
 import copy
 import itertools
 import math
+from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -390,8 +391,9 @@ class _Closures(Operator):
         object.__setattr__(self, "low", _check_low(self.low))
         object.__setattr__(self, "_sky", Visibilities(self.observation, self.field_of_view))
 
+    @abstractmethod
     def _of(self, vis: Tensor) -> Tensor:
-        raise NotImplementedError
+        """What is measured, from the visibilities."""
 
     def forward(self, x: Tensor) -> Tensor:
         density = (x - self.low) / (1 - self.low)

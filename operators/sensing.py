@@ -22,6 +22,7 @@ subsampled orthonormal transform).
 from __future__ import annotations
 
 import math
+from abc import abstractmethod
 from dataclasses import dataclass, field
 
 import torch
@@ -91,8 +92,9 @@ class _Sensing(Operator):
         if tuple(y.shape) != expected:
             raise InputError(f"{self!r} gives {expected} for x of {event}, y is {tuple(y.shape)}")
 
+    @abstractmethod
     def _back(self, which: str, y: Tensor, event: Shape) -> Tensor:
-        raise NotImplementedError
+        """The adjoint or the pseudo-inverse, by name."""
 
     def _keep_memo(self, other: _Sensing) -> None:
         object.__setattr__(self, "_memo", other._memo)

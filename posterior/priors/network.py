@@ -203,3 +203,16 @@ def _per_row(t: float | Tensor, x: Tensor) -> Tensor:
 def _like(value: Tensor, x: Tensor) -> float | Tensor:
     """A float64 value per row, in the dtype of x and beside it."""
     return expand(value.to(x.dtype), x)
+
+
+def check_image_event(event: tuple[int, ...], channels: int, multiple: int) -> None:
+    """An image (C, H, W) with that many channels, whose sides a network can halve that often."""
+    if len(event) != 3 or event[0] != channels:
+        raise InputError(f"the prior makes images ({channels}, H, W), not {event}")
+    if any(side % multiple for side in event[1:]):
+        down = "x".join(str(max(side // multiple, 1) * multiple) for side in event[1:])
+        up = "x".join(str(-(-side // multiple) * multiple) for side in event[1:])
+        raise InputError(
+            f"the prior makes images whose sides are multiples of {multiple}, not"
+            f" {event[1]}x{event[2]}: crop to {down} or pad to {up}"
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.priors.conditioning import ConditionedPrior, Inputs
-from posterior.priors.network import Output
+from posterior.priors.network import Output, check_image_event
 from posterior.schedules import Schedule
 
 NO_CLASS = -1  # the label of an image without class, for networks that know it
@@ -80,16 +80,7 @@ class CheckpointPrior(ConditionedPrior):
     def check_event(self, event: tuple[int, ...]) -> None:
         """The network's channels, sides that it can halve, and a label if it needs one."""
         super().check_event(event)
-        m = self.multiple
-        if len(event) != 3 or event[0] != self.channels:
-            raise InputError(f"the prior makes images ({self.channels}, H, W), not {event}")
-        if any(side % m for side in event[1:]):
-            down = "x".join(str(max(side // m, 1) * m) for side in event[1:])
-            up = "x".join(str(-(-side // m) * m) for side in event[1:])
-            raise InputError(
-                f"the prior makes images whose sides are multiples of {m}, not"
-                f" {event[1]}x{event[2]}: crop to {down} or pad to {up}"
-            )
+        check_image_event(event, self.channels, self.multiple)
         if self._condition is None:
             self.encode(None)
 

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.priors.conditioning import Inputs
+from posterior.priors.network import check_image_event
 from posterior.priors.pipelines.base import PipelinePrior, sides
 
 
@@ -64,16 +65,7 @@ class PixelPrior(PipelinePrior):
     def check_event(self, event: tuple[int, ...]) -> None:
         """Images whose sides can be halved as often as the network does."""
         channels = self.default_shape[0] if self.default_shape else 0
-        m = self._multiple
-        if len(event) != 3 or event[0] != channels:
-            raise InputError(f"the prior makes images ({channels}, H, W), not {event}")
-        if any(side % m for side in event[1:]):
-            down = "x".join(str(max(side // m, 1) * m) for side in event[1:])
-            up = "x".join(str(-(-side // m) * m) for side in event[1:])
-            raise InputError(
-                f"the prior makes images whose sides are multiples of {m}, not"
-                f" {event[1]}x{event[2]}: crop to {down} or pad to {up}"
-            )
+        check_image_event(event, channels, self._multiple)
 
     def _told(self, x: Tensor, time: Tensor, inputs: dict[str, Tensor], scale: float) -> Tensor:
         if not self.reading.unit_range:
