@@ -3,6 +3,7 @@
     python examples/photo_prior/fetch.py
     python examples/photo_prior/train.py --minutes 90
     python examples/photo_prior/train.py --minutes 120 --warm-start WEIGHTS.safetensors
+    python examples/photo_prior/train.py ... --encoder 3 2 2 1 --decoder 6 3 2 0  # more blocks
 
 Network, loss, optimiser and schedule are those of `posterior.training` (`posterior train-prior`);
 what is said here is which photographs, at which scales and how often, and how they are scored.
@@ -13,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +87,36 @@ class Score:
         return result
 
 
+def begin(
+    warm_start: Path | None, encoder: list[int] | None, decoder: list[int] | None
+) -> PhotoNet:
+    """The network to train: new or from weights, whose stages may get blocks appended.
+
+    An appended block begins near the identity, so nothing that was learned is lost.
+    """
+    old = PhotoNet.from_file(warm_start) if warm_start else None
+    config = old.config if old else PhotoConfig()
+    net = PhotoNet(
+        replace(
+            config,
+            encoder=tuple(encoder or config.encoder),
+            decoder=tuple(decoder or config.decoder),
+        )
+    )
+    if old:
+        unknown = net.load_state_dict(old.state_dict(), strict=False).unexpected_keys
+        if unknown:
+            raise SystemExit(f"{warm_start} has more blocks than asked for: {unknown[0]}")
+    return net
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Train one slice of the photo prior.")
     parser.add_argument("--minutes", type=float, default=90, help="length of this slice")
     parser.add_argument("--rate", type=float, default=0.02, help="peak step of a row of a kernel")
     parser.add_argument("--warm-start", type=Path, help="weights (.safetensors) to begin from")
+    for way in ("encoder", "decoder"):
+        parser.add_argument(f"--{way}", type=int, nargs=4, help="residual blocks per resolution")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted slice")
     parser.add_argument("--pixels", type=int, default=16 * 64 * 64, help="pixels of one batch")
     parser.add_argument("--seed", type=int, default=0)
@@ -101,7 +128,7 @@ def main() -> None:
     patches, tuning = photo_patches(), Score()
     sample = patches.draw(512, 64, np.random.default_rng(args.seed))
     pixels = sum(image.shape[0] * image.shape[1] for image in patches.images)
-    net = PhotoNet.from_file(args.warm_start) if args.warm_start else PhotoNet(PhotoConfig())
+    net = begin(args.warm_start, args.encoder, args.decoder)
     recipe = Recipe(args.minutes, None, (64, 128), args.pixels, args.rate, args.seed)
     trainer = Trainer(net, patches, recipe)
     checkpoint = folder / "checkpoint.pt"
