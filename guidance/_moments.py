@@ -5,8 +5,11 @@ J = dx0/dx_t. Taken for Gaussian, with y = A x0 + n, n ~ N(0, N), and r = y - A 
 
     E[x0 | x_t, y] = x0 + C A' u,   (N + A C A') u = r
 
-solved by conjugate gradients, one vector-Jacobian product through the network each. Exact for
-Gaussian priors. MMPS makes a few iterations; DPS's own likelihood is the first one of them.
+solved in the Krylov space of r, one vector-Jacobian product through the network a dimension. Exact
+for Gaussian priors. MMPS takes a few dimensions; DPS's own likelihood is the first of them.
+
+C is a covariance, but sigma^2 / alpha J of a network is symmetric and positive only roughly: what
+is solved is the projected system's symmetric positive part, which has N as its lower bound.
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ import torch
 from torch import Tensor
 
 from posterior import rows
-from posterior.guidance._solve import Matvec, conjugate_gradients
+from posterior.guidance._solve import galerkin
 from posterior.operators.base import Operator
 from posterior.problem import Problem
 from posterior.schedules import Level
@@ -30,13 +33,13 @@ def guided_correction(
     pull: Callable[[Tensor], Tensor],
     iterations: int,
 ) -> Tensor:
-    """C A' u, what the measurement adds to x0, per row; 0 where nothing can be solved.
+    """C A' u, what the measurement adds to x0, per row; nan where something is not finite.
 
     Args:
         x0: E[x0 | x_t], (B, *event).
         t: the level of x_t.
         pull: u -> J' u.
-        iterations: of conjugate gradients.
+        iterations: dimensions of the space in which the system is solved.
     """
     operator, y, noise_model = problem.measured()
     a_x0, pull_operator = operator.vjp(x0)
@@ -44,25 +47,26 @@ def guided_correction(
     variance = noise_model.variance(y)  # diagonal of N
     # where alpha = 0, x_t says nothing of x0 and J nothing of C
     to_covariance = t.sigma**2 / t.alpha if t.alpha > 0 else 0.0
+    # in units in which all entries of y have one variance
+    weight, mean = precise_first(variance, r)
 
     def product(p: Tensor) -> tuple[Tensor, Tensor]:
-        q = to_covariance * pull(pull_operator(p))  # C A' p
-        return variance * p + jvp(operator, x0, a_x0, q), q
+        q = to_covariance * pull(pull_operator(weight * p))  # C A' p
+        return weight * jvp(operator, x0, a_x0, q), q
 
-    solution = conjugate_gradients(
-        product, r, iterations=iterations, precondition=precise_first(variance)
-    )
-    correction = torch.zeros_like(x0) if solution.companion is None else solution.companion
-    return solution.flagged(correction)
+    return galerkin(product, weight * r, mean, iterations=iterations)
 
 
-def precise_first(variance: float | Tensor) -> Matvec | None:
-    """A preconditioner that weighs precise entries of y up; None where all have one variance."""
-    if not isinstance(variance, Tensor) or variance[0].numel() == 1:
-        return None
-    mean = rows.total(variance) / variance[0].numel()
+def precise_first(variance: float | Tensor, y: Tensor) -> tuple[float | Tensor, Tensor]:
+    """The weights (B, *shape of y), or 1, that give all entries of y one variance, and that (B,)."""
+    count = y.shape[0]
+    if not isinstance(variance, Tensor):
+        return 1.0, torch.full((count,), variance, dtype=y.real.dtype, device=y.device)
+    mean = (rows.total(variance) / variance[0].numel()).expand(count)
+    if variance[0].numel() == 1:
+        return 1.0, mean
     weight = rows.expand(mean, variance) / variance
-    return lambda v: v * weight
+    return torch.where(variance > 0, weight, 1).sqrt(), mean
 
 
 def jvp(operator: Operator, x0: Tensor, a_x0: Tensor, direction: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
-"""Conjugate gradients, row by row: the one linear solver of all methods.
+"""Linear systems in Krylov spaces, row by row: the solvers of all methods.
 
-For each row, K x = b with K symmetric and positive (semi-)definite for Re<u, v> (Hestenes & Stiefel
-1952). Rows know nothing of each other: one that has converged, or where the method breaks down,
-keeps its iterate, bit for bit, while the others go on.
+Conjugate gradients (Hestenes & Stiefel 1952) where K is symmetric and positive (semi-)definite for
+Re<u, v> by construction; a Galerkin solve on an orthonormal basis (Arnoldi 1951, Saad 1981) where it
+is so only up to the errors of a network. Rows know nothing of each other: one that has converged,
+or where a method breaks down, keeps its iterate, bit for bit, while the others go on.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -128,6 +130,72 @@ def conjugate_gradients(
         made,
         torch.where(whole > 0, left / torch.where(whole > 0, whole, 1), 0),
     )
+
+
+def galerkin(
+    product: Callable[[Tensor], tuple[Tensor, Tensor]],
+    b: Tensor,
+    shift: Tensor,
+    *,
+    iterations: int,
+) -> Tensor:
+    """Solve (shift I + S) x = b roughly, S the symmetric positive part of `product`.
+
+    On an orthonormal basis V of the Krylov space of b the product is the small matrix H = V' K V.
+    Its symmetric part, without the negative eigenvalues that S does not have, is solved instead of
+    it. For a symmetric positive K that is the iterate of conjugate gradients; for one that is not,
+    conjugate gradients lose their orthogonality and may diverge, while here |x| <= |b| / shift.
+
+    Args:
+        product: p -> (K p, q), q linear in p.
+        b: (B, *shape), real or complex.
+        shift: (B,), >= 0; where it is 0, directions in which S vanishes get no solution.
+        iterations: products, the dimension of the space; as many tensors like p and q are kept.
+
+    Returns:
+        The q of x, (B, ...): the same combination of the q that x is of the p. nan in the rows in
+        which something is not finite.
+    """
+    size = rows.norm(b)
+    basis = [_unit(b, size)]
+    companions: list[Tensor] = []
+    H = b.new_zeros(b.shape[0], iterations, iterations, dtype=torch.float64)
+    for j in range(iterations):
+        k_v, q = product(basis[j])
+        companions.append(q)
+        if j + 1 == iterations:  # no further direction: the products of the last column are enough
+            for i in range(j + 1):
+                H[:, i, j] = rows.dot(basis[i], k_v)
+            break
+        before, rest = rows.norm(k_v), k_v
+        for _ in range(2):  # once leaves rounding errors that a second time removes
+            for i in range(j + 1):
+                h = rows.dot(basis[i], rest)
+                H[:, i, j] += h
+                rest = rest - rows.expand(h, rest) * basis[i]
+        left = rows.norm(rest)
+        # what rounding leaves of a space that is exhausted is no direction
+        left = torch.where(left > 100 * torch.finfo(left.dtype).eps * before, left, 0)
+        H[:, j + 1, j] = left
+        basis.append(_unit(rest, left))
+    fine = torch.isfinite(H).all(-1).all(-1) & torch.isfinite(size)
+    H = torch.where(fine[:, None, None], H, 0)
+    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    values = values.clamp(min=0)
+    total = values + shift.double()[:, None]
+    solvable = total > 1e-12 * values[:, -1:]
+    inverse = torch.where(solvable, 1 / torch.where(solvable, total, 1), 0)
+    # V' b = |b| e_1
+    weights = torch.where(fine, size.double(), torch.nan)[:, None] * (
+        vectors * (inverse * vectors[:, 0])[:, None]
+    ).sum(-1)
+    each = zip(weights.to(size.dtype).unbind(1), companions, strict=True)
+    return reduce(torch.add, (rows.expand(weight, q) * q for weight, q in each))
+
+
+def _unit(v: Tensor, norm: Tensor) -> Tensor:
+    """v over its norm (B,); 0 where that is 0."""
+    return v * rows.expand(torch.where(norm > 0, 1 / norm, 0), v)
 
 
 def _largest(x: Tensor) -> Tensor:

@@ -30,6 +30,9 @@ REGISTRY: dict[str, type[Guidance]] = {
 }
 """Name on the command line -> class; a method joins by being listed here."""
 
+_FOR_LINEAR = "mmps"
+"""What `auto` tries first where y is linear in x, for which moment matching is made."""
+
 
 @dataclass(frozen=True)
 class MethodInfo:
@@ -111,7 +114,9 @@ def _auto(problem: Problem) -> tuple[Guidance, str]:
     if problem.operator is None:
         return Guidance(), "no measurement: the unconditional sampler"
     refused = []
-    for name, cls in REGISTRY.items():
+    first = [_FOR_LINEAR] if problem.operator.linear else []
+    for name in dict.fromkeys([*first, *REGISTRY]):
+        cls = REGISTRY[name]
         method = cls()
         missing = lacking(method, problem)
         if not missing:

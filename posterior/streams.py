@@ -155,7 +155,7 @@ class Noise:
         )
         full = (len(self.seeds), blocks)
         bits = torch.stack([word.expand(full) for word in words], -1).flatten(1)[:, :size]
-        return (bits.double() + 0.5).div(2.0**32).reshape(len(self.seeds), *shape)
+        return bits.double().add_(0.5).div_(2.0**32).reshape(len(self.seeds), *shape)
 
     def _column(self, what: str, values: Sequence[int]) -> Tensor:
         if what not in self._cache:  # one transfer for the whole run, not one a step

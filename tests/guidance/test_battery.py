@@ -208,14 +208,16 @@ def test_what_the_operator_cannot_do_is_said_before_the_first_call(name: str) ->
 def test_auto_chooses_by_capability_and_says_why() -> None:
     prior, y = mixture(), torch.zeros(1, *SHAPE)
     linear = posterior.sample(prior, operators.Identity(), y, noise=0.1, steps=2)
+    curved = operators.from_callable(lambda x: x + x**3, differentiable=True)
+    bent = posterior.sample(prior, curved, y, noise=0.1, steps=2)
     black_box = operators.from_callable(lambda x: x.round(), differentiable=False)
     boxed = posterior.sample(prior, black_box, y, noise=0.1, steps=2)
     free = posterior.sample(prior, shape=SHAPE, steps=2)
     edit = posterior.sample(prior, source=y, steps=2)
-    chosen = [r.provenance["method"].split("(")[0] for r in (linear, boxed, free)]
-    assert chosen == ["DPS", "EnKG", "Guidance"]
+    chosen = [r.provenance["method"].split("(")[0] for r in (linear, bent, boxed, free)]
+    assert chosen == ["MMPS", "DPS", "EnKG", "Guidance"]
     assert edit.provenance["method"].startswith("Guidance")
-    assert all(r.provenance["why"] for r in (linear, boxed, free))
+    assert all(r.provenance["why"] for r in (linear, bent, boxed, free))
 
 
 BAD = {

@@ -1,4 +1,4 @@
-"""Conjugate gradients: exact where they should be, and clean stops row by row."""
+"""The linear solvers: exact where they should be, and clean stops row by row."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from posterior.guidance._solve import Outcome, conjugate_gradients
+from posterior.guidance._solve import Outcome, conjugate_gradients, galerkin
 
 
 def matrices(rows: int, d: int, seed: int = 0, least: float = 0.1) -> Tensor:
@@ -111,3 +111,74 @@ def test_preconditioned_by_the_inverse_takes_one_iteration() -> None:
         product(k), b, iterations=3, tolerance=1e-10, precondition=product(inverse)
     )
     assert out.iterations.tolist() == [1]
+
+
+def own_companion(k: Tensor):
+    """The product with p itself as companion: what comes back is x."""
+    return lambda p: (product(k)(p), p)
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4])
+def test_galerkin_is_conjugate_gradients_where_those_are_right(iterations: int) -> None:
+    k, shift = matrices(3, 6), torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shifted = k + shift[:, None, None] * torch.eye(6)
+    expected = conjugate_gradients(product(shifted), b, iterations=iterations).x
+    x = galerkin(own_companion(k), b, shift, iterations=iterations)
+    torch.testing.assert_close(x, expected, rtol=1e-10, atol=1e-10)
+
+
+@settings(max_examples=50, deadline=None)
+@given(d=st.integers(2, 8), seed=st.integers(0, 999), iterations=st.integers(1, 10))
+def test_galerkin_is_bounded_whatever_the_matrix(d: int, seed: int, iterations: int) -> None:
+    """|x| <= |b| / shift even where K is neither symmetric nor positive; more products than d."""
+    g = torch.Generator().manual_seed(seed)
+    k = 10 * torch.randn(2, d, d, generator=g, dtype=torch.float64)
+    b = torch.randn(2, d, generator=g, dtype=torch.float64)
+    shift = torch.tensor([0.1, 1.0], dtype=torch.float64)
+    x = galerkin(own_companion(k), b, shift, iterations=iterations)
+    assert (x.norm(dim=1) <= (1 + 1e-9) * b.norm(dim=1) / shift).all()
+
+
+def test_galerkin_solves_with_the_symmetric_part() -> None:
+    """In the whole space H = V' K V has the symmetric part of K, whatever its skew part."""
+    k = matrices(1, 5)
+    skew = torch.randn(5, 5, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    b = torch.ones(1, 5, dtype=torch.float64)
+    x = galerkin(own_companion(k + skew - skew.T), b, torch.zeros(1).double(), iterations=5)
+    torch.testing.assert_close(x[0], torch.linalg.solve(k[0], b[0]), rtol=1e-9, atol=1e-9)
+
+
+def test_galerkin_rows_do_not_see_each_other_and_stop_cleanly() -> None:
+    k, b = matrices(5, 6), torch.randn(5, 6, generator=torch.Generator().manual_seed(1)).double()
+    k[1] = torch.eye(6)  # the space is exhausted at once
+    b[2] = 0
+    k[3, 2, 2] = torch.nan
+    b[4, 0] = torch.inf
+    shift = torch.full((5,), 0.3, dtype=torch.float64)
+    whole = galerkin(own_companion(k), b, shift, iterations=4)
+    for row in range(5):
+        part = slice(row, row + 1)
+        one = galerkin(own_companion(k[part]), b[part], shift[part], iterations=4)
+        assert torch.equal(one[0].nan_to_num(7.0), whole[row].nan_to_num(7.0))
+    torch.testing.assert_close(whole[1], b[1] / 1.3)
+    assert torch.equal(whole[2], torch.zeros(6).double())
+    assert whole[3:].isnan().all()
+
+
+def test_galerkin_keeps_out_of_directions_that_are_not_seen() -> None:
+    """No shift and a singular K: the part of b in its range is solved."""
+    k = torch.diag(torch.tensor([1.0, 0.5, 0.0], dtype=torch.float64))[None]
+    b = torch.tensor([[1.0, 1.0, 0.0]], dtype=torch.float64)
+    x = galerkin(own_companion(k), b, torch.zeros(1).double(), iterations=3)
+    torch.testing.assert_close(x, torch.tensor([[1.0, 2.0, 0.0]], dtype=torch.float64))
+
+
+def test_galerkin_of_complex_rows() -> None:
+    g = torch.Generator().manual_seed(0)
+    root = torch.randn(4, 4, generator=g, dtype=torch.complex128)
+    k = root @ root.mH
+    b = torch.randn(2, 4, generator=g, dtype=torch.complex128)
+    one = torch.ones(2, dtype=torch.float64)
+    x = galerkin(lambda p: (p @ k.T, p), b, one, iterations=8)
+    torch.testing.assert_close(x, torch.linalg.solve(k + torch.eye(4), b.T).T)
