@@ -2,7 +2,7 @@
 
     python benchmarks/restoration.py --method mmps --photographs 8 --draws 4
 
-The photographs are those of the `test` split: the prior was not trained on them and no method tuned.
+The photographs are those of the `test` split: neither prior nor method has seen them before.
 Results are appended cell by cell to benchmarks/results/restoration-METHOD.json, so that a run that
 was stopped goes on. The table gives the mean over photographs; differences carry the standard error
 of the paired difference.

@@ -58,7 +58,7 @@ def guided_correction(
 
 
 def precise_first(variance: float | Tensor, y: Tensor) -> tuple[float | Tensor, Tensor]:
-    """The weights (B, *shape of y), or 1, that give all entries of y one variance, and that (B,)."""
+    """The weights (B, *shape of y) that give all entries of y one variance, and that (B,)."""
     count = y.shape[0]
     if not isinstance(variance, Tensor):
         return 1.0, torch.full((count,), variance, dtype=y.real.dtype, device=y.device)

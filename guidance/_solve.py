@@ -1,8 +1,8 @@
 """Linear systems in Krylov spaces, row by row: the solvers of all methods.
 
 Conjugate gradients (Hestenes & Stiefel 1952) where K is symmetric and positive (semi-)definite for
-Re<u, v> by construction; a Galerkin solve on an orthonormal basis (Arnoldi 1951, Saad 1981) where it
-is so only up to the errors of a network. Rows know nothing of each other: one that has converged,
+Re<u, v> by construction; a Galerkin solve on an orthonormal basis (Arnoldi 1951, Saad 1981) where
+it is so only up to the errors of a network. Rows know nothing of each other: one that has converged,
 or where a method breaks down, keeps its iterate, bit for bit, while the others go on.
 """
 
