@@ -2,8 +2,8 @@
 
 Conjugate gradients (Hestenes & Stiefel 1952) where K is symmetric and positive (semi-)definite for
 Re<u, v> by construction; a Galerkin solve on an orthonormal basis (Arnoldi 1951, Saad 1981) where
-it is so only up to the errors of a network. Rows know nothing of each other: one that has converged,
-or where a method breaks down, keeps its iterate, bit for bit, while the others go on.
+it is so only up to the errors of a network. Rows know nothing of each other: one that has
+converged, or where a method breaks down, keeps its iterate, bit for bit, while the others go on.
 """
 
 from __future__ import annotations
@@ -139,12 +139,13 @@ def galerkin(
     *,
     iterations: int,
 ) -> Tensor:
-    """Solve (shift I + S) x = b roughly, S the symmetric positive part of `product`.
+    """Solve (shift I + K) x = b roughly, for a K that is symmetric and positive but for errors.
 
-    On an orthonormal basis V of the Krylov space of b the product is the small matrix H = V' K V.
-    Its symmetric part, without the negative eigenvalues that S does not have, is solved instead of
-    it. For a symmetric positive K that is the iterate of conjugate gradients; for one that is not,
-    conjugate gradients lose their orthogonality and may diverge, while here |x| <= |b| / shift.
+    On an orthonormal basis V of the Krylov space of b the product is the small matrix H = V' K V,
+    and in its place the mean |H| of its polar factors (H'H)^(1/2) and (HH')^(1/2) is solved. With
+    no errors |H| = H and x is the iterate of conjugate gradients. With errors these lose their
+    orthogonality and may diverge, while here |x| <= |b| / shift, and a direction that K turns or
+    flips gets a step by the size of K's answer.
 
     Args:
         product: p -> (K p, q), q linear in p.
@@ -180,7 +181,9 @@ def galerkin(
         basis.append(_unit(rest, left))
     fine = torch.isfinite(H).all(-1).all(-1) & torch.isfinite(size)
     H = torch.where(fine[:, None, None], H, 0)
-    values, vectors = torch.linalg.eigh((H + H.mT) / 2)
+    U, singular, Wt = torch.linalg.svd(H)
+    absolute = (U * singular[:, None]) @ U.mT + (Wt.mT * singular[:, None]) @ Wt
+    values, vectors = torch.linalg.eigh(absolute / 2)
     values = values.clamp(min=0)
     total = values + shift.double()[:, None]
     solvable = total > 1e-12 * values[:, -1:]

@@ -51,7 +51,8 @@ class Guidance:
     default_steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Out of "measurement", "network gradient", "operator gradient", "linear", "pinv", "source"."""
+    """Out of "measurement", "network gradient", "operator gradient", "linear", "pinv", "source",
+    "source prior"."""
     when: ClassVar[str] = "draws from the prior itself; no measurement"
     paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
 

@@ -10,7 +10,8 @@ With r = y - A(x0), J = dx0/dx_t, C = (sigma^2 / alpha) J the covariance of x0 g
     "norm"          x_s = move(x0) - zeta grad ||r||                      algorithm 1
     "poisson"       x_s = move(x0) - zeta / ||r|| grad(r' Lambda r),      eq. 19, r and y in counts
                     Lambda = diag(1 / (2 y))
-    "poisson-code"  x_s = move(x0) - zeta grad ||r|| mean(1 / |y|)        the published code
+    "poisson-code"  x_s = move(x0) - zeta grad ||r|| mean(1 / |y|)        the published code;
+                    |y| >= half a count, its least value at the code's 255 counts
     "gaussian"      x_s = move(x0 + C A' u),  u ~ (N + A C A')^-1 r       the likelihood's own scale
 
 The first three are tuned steps: they do not know the noise level and do not sample the posterior
@@ -144,7 +145,10 @@ class DPS(Guidance):
             # r' Lambda r = sum_j (k_j - k(A x0)_j)^2 / (2 k_j), k = counts; a pixel without a count
             # weighs as one with a single count
             return noise_model.slope * unit / noise_model.counts(y).clamp(min=1.0)
-        return unit * rows.expand(rows.total(1 / y.abs()) / y[0].numel(), r)
+        size = y.abs()  # 0 in the middle of the range: there the published formula is infinite
+        if isinstance(noise_model, PoissonNoise):
+            size = size.clamp(min=0.5 / noise_model.slope)
+        return unit * rows.expand(rows.total(1 / size) / y[0].numel(), r)
 
 
 def estimate_with_gradient(

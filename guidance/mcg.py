@@ -18,10 +18,13 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from torch import Tensor
+
 from posterior.errors import InputError, unknown_name
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.dps import estimate_with_gradient, scale_at_dimension, unit_rows
 from posterior.problem import Problem
+from posterior.schedules import Level
 from posterior.streams import Noise
 from posterior.transitions import LearnedVariance
 
@@ -84,10 +87,16 @@ class MCG(Guidance):
             ascent = pull(pull_operator(unit_rows(y - a_x0)))
             x_s = x_s + scale_at_dimension(self.scale, x) * ascent
         known = step.t if self.late else s
-        target = known.alpha * y
-        if known.sigma > 0:
-            target = target + known.sigma * operator(noise("known"))
-        return {"x": x_s + operator.pinv(target - operator(x_s)), "x0": estimate.x0}
+        return {"x": projected(problem, x_s, known, noise), "x0": estimate.x0}
+
+
+def projected(problem: Problem, x: Tensor, level: Level, noise: Noise) -> Tensor:
+    """The nearest x with A x = y brought to the level, alpha y + sigma A z."""
+    operator, y, _ = problem.measured()
+    target = level.alpha * y
+    if level.sigma > 0:
+        target = target + level.sigma * operator(noise("known"))
+    return x + operator.pinv(target - operator(x))
 
 
 PRESETS: dict[str, float] = {"code/inpainting": 1.0}

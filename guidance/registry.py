@@ -6,14 +6,22 @@ from dataclasses import dataclass
 
 from posterior.errors import CapabilityError, InputTypeError, unknown_name
 from posterior.guidance.base import Guidance
+from posterior.guidance.blended import Blended
 from posterior.guidance.daps import DAPS
+from posterior.guidance.ddcm import DDCM
 from posterior.guidance.dds import DDS
 from posterior.guidance.dps import DPS
 from posterior.guidance.enkg import EnKG
+from posterior.guidance.exact_inversion import BDIA, EDICT
+from posterior.guidance.flowchef import FlowChef
+from posterior.guidance.flowedit import FlowEdit
+from posterior.guidance.inversion import DDIMInversion, NegativePromptInversion
 from posterior.guidance.mcg import MCG
 from posterior.guidance.mmps import MMPS
 from posterior.guidance.postedit import PostEdit
 from posterior.guidance.reddiff import REDdiff
+from posterior.guidance.rf_inversion import RFInversion
+from posterior.guidance.sdedit import SDEdit
 from posterior.guidance.tds import TDS
 from posterior.problem import Problem
 
@@ -27,6 +35,16 @@ REGISTRY: dict[str, type[Guidance]] = {
     "enkg": EnKG,
     "tds": TDS,
     "postedit": PostEdit,
+    "sdedit": SDEdit,
+    "blended": Blended,
+    "ddcm": DDCM,
+    "ddim-inversion": DDIMInversion,
+    "negative-prompt-inversion": NegativePromptInversion,
+    "edict": EDICT,
+    "bdia": BDIA,
+    "flowedit": FlowEdit,
+    "rf-inversion": RFInversion,
+    "flowchef": FlowChef,
 }
 """Name on the command line -> class; a method joins by being listed here."""
 
@@ -94,7 +112,14 @@ def lacking(method: Guidance, problem: Problem) -> list[str]:
         return ["needs a measurement: give operator, y and noise"]
     if operator is not None and method.needs and "measurement" not in method.needs:
         return ["measures the source itself: give no operator and no y"]
-    reasons = {"source": (problem.source is not None, "needs source=")}
+    reasons = {
+        "source": (problem.source is not None, "needs source="),
+        "source prior": (
+            problem.source_prior is not None,
+            "compares the edit with the source: needs source_prior=, the prior under what the"
+            " source shows",
+        ),
+    }
     if operator is not None:
         reasons |= {
             "operator gradient": (

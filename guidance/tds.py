@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from posterior import rows
-from posterior.errors import InputError
+from posterior.errors import CapabilityError, InputError
 from posterior.guidance._consistency import estimate_variance
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.dps import check_variance
@@ -76,7 +76,7 @@ class TDS(Guidance):
         check_variance(problem, "TDS")
         _, y, noise_model = problem.measured()
         if bool((torch.as_tensor(noise_model.variance(y)) == 0).any()):
-            raise InputError("TDS needs a likelihood: give noise > 0")
+            raise CapabilityError("TDS needs a likelihood: give noise > 0")
 
     def vjps(self, steps: int) -> int:
         """One a step and particle."""

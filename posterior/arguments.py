@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator as operator_
 from collections.abc import Sequence
 
@@ -25,13 +26,17 @@ def build_problem(
     noise: NoiseModel | float | Tensor | None,
     source: Tensor | None,
     shape: Sequence[int] | None,
+    source_prior: Prior | None = None,
 ) -> tuple[Problem, tuple[int, ...]]:
     """The problem and the shape of one x, checked as far as no network is needed."""
-    if not isinstance(prior, Prior):
-        raise InputTypeError(
-            f"prior must be a Prior (posterior.load_prior, posterior.priors.*), not"
-            f" {type(prior).__name__}"
-        )
+    for name, value in (("prior", prior), ("source_prior", source_prior)):
+        if not isinstance(value, Prior) and not (name == "source_prior" and value is None):
+            raise InputTypeError(
+                f"{name} must be a Prior (posterior.load_prior, posterior.priors.*), not"
+                f" {type(value).__name__}"
+            )
+    if source_prior is not None:
+        source_prior = _beside(prior, source_prior, source)
     for name, value in (("y", y), ("source", source)):
         if value is not None:
             check_tensor(name, value, prior)
@@ -44,7 +49,7 @@ def build_problem(
         event = _event(prior, None, None, source, shape)
         if source is not None:
             _check_conditions(prior, source.shape[0])
-        return Problem(prior, source=source), event
+        return Problem(prior, source=source, source_prior=source_prior), event
     if not isinstance(operator, Operator):
         raise InputTypeError(
             f"operator must be an Operator, not {type(operator).__name__}; wrap a function with"
@@ -70,7 +75,22 @@ def build_problem(
     model.check(y)
     operator = operator.bind(event)
     y = operator.restrict(y.detach())
-    return Problem(prior, operator, y, model, source), event
+    return Problem(prior, operator, y, model, source, source_prior), event
+
+
+def _beside(prior: Prior, source_prior: Prior, source: Tensor | None) -> Prior:
+    """The prior of the source, checked against that of the target; its calls count as theirs."""
+    if source is None:
+        raise InputError("source_prior= says what the source shows: give source= with it")
+    if repr(source_prior.schedule) != repr(prior.schedule):
+        raise InputError(
+            f"prior has the schedule {prior.schedule}, source_prior {source_prior.schedule}: they"
+            " must be one model under two conditions, prior.given(...)"
+        )
+    _check_conditions(source_prior, source.shape[0])
+    counted = copy.copy(source_prior)
+    counted.counts = prior.counts
+    return counted
 
 
 def _check_conditions(prior: Prior, measurements: int) -> None:

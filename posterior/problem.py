@@ -24,8 +24,8 @@ class Problem:
         y: the measurements (B, *range).
         noise_model: the law of y given operator(x).
         source: the image or latent that an edit starts from, (B, *event).
-        condition: what the result should show (a prompt, a label), where it is not in the prior.
-        source_condition: what the source shows.
+        source_prior: what the source looks like, where an edit asks: the same network under the
+            source's prompt.
     """
 
     prior: Prior
@@ -33,8 +33,7 @@ class Problem:
     y: Tensor | None = None
     noise_model: NoiseModel | None = None
     source: Tensor | None = None
-    condition: object = None
-    source_condition: object = None
+    source_prior: Prior | None = None
 
     def take(self, index: Sequence[int]) -> Problem:
         """The problem whose row k is this one's row index[k]."""
@@ -46,6 +45,7 @@ class Problem:
             y=None if self.y is None else self.y[rows.to(self.y.device)],
             noise_model=self.noise_model and self.noise_model.take(index),
             source=None if self.source is None else self.source[rows.to(self.source.device)],
+            source_prior=self.source_prior and self.source_prior.take(index),
         )
 
     def measured(self) -> tuple[Operator, Tensor, NoiseModel]:

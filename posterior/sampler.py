@@ -123,6 +123,7 @@ def sample(
     n: int = 1,
     seed: int | Sequence[int] = 0,
     source: Tensor | None = None,
+    source_prior: Prior | None = None,
     shape: Sequence[int] | None = None,
     grid: str | Sequence[tuple[float, float, float]] | None = None,
     first_draw: int = 0,
@@ -145,6 +146,8 @@ def sample(
         n: draws per measurement.
         seed: any integer; measurement b uses seed + b. Or one integer per measurement.
         source: the image or latent an edit starts from, (B, *event).
+        source_prior: the prior under what the source shows, for methods that compare it with
+            `prior`, which is that of the edit: `prior.given(prompt)` twice.
         shape: shape of one x, (C, H, W), where neither prior nor operator tell it.
         grid: name of a time grid or levels (t, alpha, sigma); default: the method's.
         first_draw: number of the first draw, so that a later call continues the numbering.
@@ -164,7 +167,7 @@ def sample(
         SamplingError: every row turned non-finite (or one, with strict=True).
     """
     started = time.perf_counter()
-    problem, event = build_problem(prior, operator, y, noise, source, shape)
+    problem, event = build_problem(prior, operator, y, noise, source, shape, source_prior)
     guidance, why = resolve(method, problem)
     levels = choose_levels(guidance, prior, steps, grid)
     given = problem.y if problem.y is not None else problem.source
@@ -186,6 +189,7 @@ def sample(
         "y": problem.y,
         "noise": problem.noise_model,
         "source": problem.source,
+        "source prior": problem.source_prior,
         "method": guidance,
         "steps or grid": levels,
         "n and first_draw": (layout.n, layout.first_draw),
@@ -216,8 +220,9 @@ def sample(
         "method": repr(guidance),
         "why": why,
         "prior": repr(prior),
+        "source_prior": None if source_prior is None else repr(source_prior),
         "operator": None if operator is None else repr(operator),
-        "noise": describe_noise(problem.noise_model, prior),
+        "noise": describe_noise(problem.noise_model, problem.operator, prior.range),
         "grid": _describe_grid(levels),
         "levels": [list(level) for level in levels],
         "n": layout.n,
@@ -435,15 +440,27 @@ def _decoded(problem: Problem, latents: Tensor) -> tuple[Tensor, Tensor | None]:
         return draws, torch.cat(residuals).reshape(n, measurements)
 
 
-def describe_noise(model: NoiseModel | None, prior: Prior) -> str | None:
-    """The noise in the library's units and, for a bounded prior, as a part of full scale."""
-    if model is None:
+def describe_noise(
+    model: NoiseModel | None, operator: Operator | None, range: tuple[float, float] | None
+) -> str | None:
+    """The noise in the units of y and, where y is an image, as a part of full scale.
+
+    Args:
+        model: None without a measurement.
+        operator: says whether y is an image.
+        range: of x, where it is bounded.
+    """
+    if model is None or operator is None:
         return None
     std = model.std if isinstance(model, GaussianNoise) else None
-    if isinstance(std, float) and prior.range is not None:
-        low, high = prior.range
-        return f"{std:g} in [{low:g}, {high:g}] = {std / (high - low):g} of full scale"
-    return repr(model)
+    if not isinstance(std, float):
+        return repr(model)
+    if operator.units == "image":
+        range = (-1.0, 1.0)
+    if operator.units == "own" or range is None:
+        return f"{std:.4g} in the units of y"
+    low, high = range
+    return f"{std:.4g} in [{low:g}, {high:g}] = {std / (high - low):.4g} of full scale"
 
 
 def _describe_grid(levels: Sequence[Level]) -> str:

@@ -55,7 +55,7 @@ def test_restore_writes_a_folder(run: Run, here: Path) -> None:
     names = {"degraded.png", "mean.png", "std.png", "draw-0.png", "draw-1.png", "sheet.png",
              "samples.safetensors", "report.json"}  # fmt: skip
     assert {p.name for p in (here / "out" / "cat").iterdir()} == names
-    assert "4 network calls and 4 backward passes, about" in out
+    assert "4 network calls and 12 backward passes, about" in out
     assert "sheet.png" in out
     report = json.loads((here / "out" / "cat" / "report.json").read_text())
     assert "0.1 in [-1, 1] = 0.05 of full scale" in report["provenance"]["noise"]

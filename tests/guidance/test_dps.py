@@ -75,6 +75,27 @@ def test_poisson_steps_by_hand(likelihood: str, setting: tuple[Schedule, Step, T
         torch.testing.assert_close(out["x"][k], expected, rtol=0, atol=1e-10)
 
 
+def test_poisson_code_is_finite_where_y_is_zero() -> None:
+    """With 254 counts y = 0 is a possible measurement; the code's own 255 never get below a half.
+
+    There 1 / |y| is that of half a count, slope / 0.5 = 254, and the others stay as they are.
+    """
+    model = PoissonNoise(1.0, peak=254)  # 127 counts for each unit of y
+    schedule = EDM()
+    prior = priors.Gaussian(torch.zeros(3, dtype=torch.float64), 1.0, schedule=schedule)
+    step = Step(0, 10, schedule.level_of_ratio(1.0), schedule.level_of_ratio(0.5))
+    y = torch.tensor([[0.0, 0.5, -0.25]], dtype=torch.float64)
+    setup = Problem(prior, operators.Identity(), y, model)
+    method = guidance.DPS(likelihood="poisson-code", scale=0.3)
+    x_t = torch.tensor([[0.3, -0.2, 0.1]], dtype=torch.float64)
+    out = one_step(method, setup, step, x_t)
+    x0 = x_t / 2  # prior and noise of variance 1
+    r = y - x0
+    descent = -0.5 * r / r.norm() * (254 + 2 + 4) / 3
+    expected = ancestral(x0, x_t, step.t, step.s, out["z"]) - 0.3 * descent
+    torch.testing.assert_close(out["x"], expected, rtol=0, atol=1e-12)
+
+
 def test_clamp_stops_the_gradient_of_saturated_pixels() -> None:
     schedule = EDM()
     prior = priors.Gaussian(torch.zeros(2, dtype=torch.float64), 1.0, schedule=schedule)

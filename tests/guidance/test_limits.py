@@ -32,7 +32,7 @@ from limits import (
 from torch import Tensor
 
 from posterior import guidance
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError
 from posterior.guidance import REGISTRY
 from posterior.guidance.base import Guidance
 from posterior.operators.noise import NoiseModel, PoissonNoise
@@ -539,7 +539,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     "TDS()": {
         NOTHING: holds(checks.filter_of_the_prior(ZERO, STD)),
         VAGUE: holds(checks.filter_of_the_prior(ROWS, 1e6)),
-        NOISELESS: absent("0 is refused", checks.refuses(InputError, "needs a likelihood")),
+        NOISELESS: absent("0 is refused", checks.refuses(CapabilityError, "needs a likelihood")),
         FULL: holds(checks.twist_is_exact),
         UNWEIGHTED: NO_WEIGHT,
         FREE: holds(checks.filter_forgets_its_spread, "spread = inf"),

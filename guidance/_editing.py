@@ -1,0 +1,64 @@
+"""What editing methods share: strength, levels that rise and fall again, and the map between them.
+
+An inversion is the same loop on a grid that rises from the clean source to noise before it falls.
+Up there the source's prior tells the noise, on the way down the target's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from posterior.errors import InputError
+from posterior.guidance.base import Step
+from posterior.priors.base import Prior
+from posterior.problem import Problem
+from posterior.schedules import CLEAN, Level
+
+
+def check_strength(strength: object) -> None:
+    """A number in (0, 1]."""
+    if not (isinstance(strength, (int, float)) and 0 < strength <= 1):
+        raise InputError(f"strength must be in (0, 1], got {strength!r}")
+
+
+def moves(steps: int, strength: float) -> int:
+    """How many of `steps` moves are left at a strength: whole ones, as in diffusers."""
+    left = int(steps * strength)
+    if left < 1:
+        raise InputError(
+            f"strength={strength} leaves none of {steps} steps: take more steps or more strength"
+        )
+    return left
+
+
+def last_part(levels: Sequence[Level], strength: float) -> list[Level]:
+    """The levels of the last moves."""
+    return list(levels[-moves(len(levels) - 1, strength) - 1 :])
+
+
+def up_and_down(falling: Sequence[Level]) -> list[Level]:
+    """From clean up to the first level of a falling grid and down again."""
+    noisy = list(falling[:-1])
+    return [CLEAN, *reversed(noisy), *noisy[1:], falling[-1]]
+
+
+def rises(step: Step) -> bool:
+    """Whether the move goes towards noise."""
+    return step.s.ratio > step.t.ratio
+
+
+def source_prior(problem: Problem) -> Prior:
+    """The prior under what the source shows; the target's where none was given."""
+    return problem.prior if problem.source_prior is None else problem.source_prior
+
+
+def ddim(x: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
+    """x_s with the noise eps in x_t kept (Song et al. 2021, eq. 13), in either direction."""
+    return s.alpha * (x - t.sigma * eps) / t.alpha + s.sigma * eps
+
+
+def between(source: Tensor, z: Tensor, level: Level) -> Tensor:
+    """alpha source + sigma z, in the scale of the schedule."""
+    return level.alpha * source + level.sigma * z
