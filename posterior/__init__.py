@@ -8,6 +8,7 @@
 """
 
 from posterior import guidance, operators, priors
+from posterior.editing import edit
 from posterior.errors import (
     CapabilityError,
     FileProblem,
@@ -38,6 +39,7 @@ __all__ = [
     "ResumeError",
     "Samples",
     "SamplingError",
+    "edit",
     "guidance",
     "load_prior",
     "operators",

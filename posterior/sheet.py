@@ -18,6 +18,7 @@ from torch import Tensor
 from posterior.folders import replacing
 
 if TYPE_CHECKING:
+    from posterior.editing import Edited
     from posterior.restoration import Restoration
 
 _DPI = 200
@@ -55,10 +56,18 @@ def full_scale_std(std: Tensor) -> Tensor:
 
 def write_sheet(result: Restoration, path: Path, measurement: int = 0) -> Path:
     """Write the sheet of one measurement of a restoration as a PNG of 2400 pixels width."""
+    return _write(_rows(result, measurement), result, path)
+
+
+def write_edit_sheet(result: Edited, path: Path, measurement: int = 0) -> Path:
+    """Write the sheet of one image of an edit as a PNG of 2400 pixels width."""
+    return _write(_edit_rows(result, measurement), result, path)
+
+
+def _write(rows: list[list[_Tile]], result: Restoration | Edited, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = _rows(result, measurement)
     inner = _INCH - 2 * _MARGIN
     heights = [_height(row, inner) for row in rows]
     total = _HEADER + sum(heights) + sum(map(_caption, rows)) + _MARGIN / 2
@@ -133,6 +142,28 @@ def _rows(result: Restoration, b: int) -> list[list[_Tile]]:
         _Tile(_picture(result.draws[k, b]), f"Draw {k}", _draw_note(result, k, b))
         for k in range(min(n, _MOST_DRAWS))
     ]
+    return _arranged(first, draws)
+
+
+def _edit_rows(result: Edited, b: int) -> list[list[_Tile]]:
+    first = [_Tile(_picture(result.source[b]), "Source")]
+    if not torch.equal(result.reconstruction[b], result.source[b]):
+        first.append(_Tile(_picture(result.reconstruction[b]), "Source through the codec"))
+    if result.keep is not None:
+        keep = result.keep[min(b, len(result.keep) - 1)]
+        repainted = torch.where(keep, result.source[b], 0.25 * result.source[b] + 0.75)
+        first.append(_Tile(_picture(repainted), "Bright = to repaint"))
+    map_ = result.difference[b, 0].double().cpu()
+    note = f"of full scale; on average {float(map_.mean()):.3f}"
+    first.append(_Tile(map_.numpy(), "Change", note, bar=True))
+    draws = [
+        _Tile(_picture(result.draws[k, b]), f"Variant {k}", _failure(result, k, b))
+        for k in range(min(result.draws.shape[0], _MOST_DRAWS))
+    ]
+    return _arranged(first, draws)
+
+
+def _arranged(first: list[_Tile], draws: list[_Tile]) -> list[list[_Tile]]:
     if _height([*first, *draws], _INCH - 2 * _MARGIN) > 0.6 * _TALLEST:
         return [[*first, *draws]]  # tall and narrow images stand side by side
     lines = math.ceil(len(draws) / _PER_ROW)
@@ -140,9 +171,14 @@ def _rows(result: Restoration, b: int) -> list[list[_Tile]]:
     return [first, *(draws[k : k + per] for k in range(0, len(draws), per))]
 
 
+def _failure(result: Restoration | Edited, k: int, b: int) -> str:
+    return "" if bool(result.good[k, b]) else "failed: not finite"
+
+
 def _draw_note(result: Restoration, k: int, b: int) -> str:
-    if not bool(result.good[k, b]):
-        return "failed: not finite"
+    failure = _failure(result, k, b)
+    if failure:
+        return failure
     each = result.metrics.get("draws", {}).get("psnr")
     if not each:
         return ""
@@ -169,7 +205,7 @@ def _colour_bar(figure: Any, shown: Any, axes: Any) -> None:
     axes.tick_params(length=0, pad=3, labelsize=8, labelcolor=_QUIET)
 
 
-def _subtitle(result: Restoration) -> str:
+def _subtitle(result: Restoration | Edited) -> str:
     p = result.provenance
     method = str(p.get("method", "")).split("(")[0]
     steps = f"{p['steps_done']} steps" if "steps_done" in p else ""

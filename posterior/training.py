@@ -69,6 +69,8 @@ class Recipe:
         pixels: of one batch.
         rate: the peak step of a row of a kernel.
         seed: of weights, patches and noise.
+        levels: mean and standard deviation of ln sigma for most of the noise levels, where
+            sigma_data = 0.5.
     """
 
     minutes: float | None
@@ -77,6 +79,7 @@ class Recipe:
     pixels: int = 16 * 64 * 64
     rate: float = 0.02
     seed: int = 0
+    levels: tuple[float, float] = (-1.7, 0.85)
 
     def done(self, step: int, spent: float) -> float:
         """The part of the run that lies behind, after so many steps and seconds."""
@@ -86,11 +89,16 @@ class Recipe:
         return spent / (60 * self.minutes)
 
 
-def draw_sigmas(count: int, config: PhotoConfig, rng: np.random.Generator) -> Tensor:
+def draw_sigmas(
+    count: int,
+    config: PhotoConfig,
+    rng: np.random.Generator,
+    levels: tuple[float, float] = Recipe.levels,
+) -> Tensor:
     """Noise levels of one batch (count,), each part stratified; for sigma_data = 0.5:
 
-    75 % log-normal around 0.18 (where denoising is judged), 20 % log-uniform in [0.4, 30] (where
-    draws take shape), 5 % log-uniform over the whole range.
+    75 % log-normal by `levels`, around 0.18 (where denoising is judged), 20 % log-uniform in
+    [0.4, 30] (where draws take shape), 5 % log-uniform over the whole range.
     """
 
     def stratified(share: int) -> Tensor:
@@ -102,7 +110,7 @@ def draw_sigmas(count: int, config: PhotoConfig, rng: np.random.Generator) -> Te
     low, span = math.log(config.sigma_min), math.log(config.sigma_max / config.sigma_min)
     unit = config.sigma_data / 0.5
     parts = (
-        unit * torch.exp(-1.7 + 0.85 * normal),
+        unit * torch.exp(levels[0] + levels[1] * normal),
         unit * 0.4 * (30 / 0.4) ** stratified(high),
         torch.exp(low + span * stratified(whole)),
     )
@@ -223,7 +231,7 @@ class Trainer:
         size = recipe.sizes[1] if rng.random() < 0.25 else recipe.sizes[0]
         count = max(1, recipe.pixels // size**2)
         x = self.source.draw(count, size, rng)
-        sigma = draw_sigmas(count, config, rng)
+        sigma = draw_sigmas(count, config, rng, recipe.levels)
         noise = torch.from_numpy(rng.standard_normal(x.shape, np.float32))
         losses = denoising_losses(self.net, x, noise, sigma)
         span = math.log(config.sigma_max / config.sigma_min)

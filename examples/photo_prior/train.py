@@ -119,6 +119,8 @@ def main() -> None:
         parser.add_argument(f"--{way}", type=int, nargs=4, help="residual blocks per resolution")
     parser.add_argument("--resume", action="store_true", help="continue an interrupted slice")
     parser.add_argument("--pixels", type=int, default=16 * 64 * 64, help="pixels of one batch")
+    parser.add_argument("--sizes", type=int, nargs=2, default=(64, 128), help="of 3/4, 1/4 batches")
+    parser.add_argument("--levels", type=float, nargs=2, default=Recipe.levels, help="of ln sigma")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
 
@@ -129,7 +131,9 @@ def main() -> None:
     sample = patches.draw(512, 64, np.random.default_rng(args.seed))
     pixels = sum(image.shape[0] * image.shape[1] for image in patches.images)
     net = begin(args.warm_start, args.encoder, args.decoder)
-    recipe = Recipe(args.minutes, None, (64, 128), args.pixels, args.rate, args.seed)
+    recipe = Recipe(
+        args.minutes, None, tuple(args.sizes), args.pixels, args.rate, args.seed, tuple(args.levels)
+    )
     trainer = Trainer(net, patches, recipe)
     checkpoint = folder / "checkpoint.pt"
     identity = {"config": fingerprint(net.config)}

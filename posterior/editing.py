@@ -1,0 +1,334 @@
+"""The front door for edits: an image and what it should show in, several variants out.
+
+An edit is a `Problem` as a restoration is. What the edit should show conditions the prior; what it
+must keep is the source, and the method says how: PostEdit measures random positions of it, blended
+diffusion puts a user's mask back, an inversion starts from its noise, FlowEdit and DDCM integrate
+the difference of two prompts. The operator of a user's mask acts on what the prior models, latents
+where it is a latent one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from posterior import guidance, rows
+from posterior.arguments import count
+from posterior.errors import CapabilityError, InputError, InputTypeError, unknown_name
+from posterior.folders import check_free, replacing_folder
+from posterior.guidance import REGISTRY, Guidance
+from posterior.images import ImageInfo, as_images, write_image
+from posterior.operators import Mask
+from posterior.operators.mask import LatentMask
+from posterior.priors.base import Prior
+from posterior.priors.conditioning import ConditionedPrior
+from posterior.restoration import as_prior
+from posterior.sampler import Callback, sample
+from posterior.samples import Samples, to_json, write_atomically
+from posterior.sheet import write_edit_sheet
+
+SCALES: dict[type[Guidance], tuple[float, float]] = {
+    guidance.PostEdit: (4.0, 4.0),
+    guidance.SDEdit: (1.0, 7.5),
+    guidance.Blended: (1.0, 7.5),
+    guidance.DDCM: (1.0, 2.3),
+    guidance.DDIMInversion: (1.0, 7.5),
+    guidance.NegativePromptInversion: (1.0, 7.5),
+    guidance.EDICT: (3.0, 3.0),
+    guidance.BDIA: (3.0, 3.0),
+    guidance.FlowEdit: (3.5, 13.5),
+    guidance.RFInversion: (1.0, 3.5),
+    guidance.FlowChef: (1.0, 4.5),
+}
+"""Method -> the published guidance scales under the source's and the target's prompt."""
+
+KEPT_NOISE = 0.02
+"""Noise std of the kept part for methods that divide by it; others are told 0."""
+
+
+@dataclass(frozen=True)
+class Edited(Samples):
+    """`Samples` of an edit: n variants of B images.
+
+    Attributes:
+        source: the image (B, C, H, W) in [-1, 1].
+        reconstruction: the source through the codec, what a perfect edit of nothing gives; the
+            source itself where the prior has no codec.
+        keep: bool (1 or B, 1, H, W), the pixels that had to stay, or None.
+        info: what kind of file the image was.
+        title: the edit in a few words.
+
+    `diagnostics` holds for each draw (n, B) `distance`, the root mean square of draw - source over
+    all pixels, and with a mask `kept_change`, the largest change of a kept pixel; both in [-1, 1].
+    """
+
+    source: Tensor = field(default_factory=lambda: torch.empty(0))
+    reconstruction: Tensor = field(default_factory=lambda: torch.empty(0))
+    keep: Tensor | None = None
+    info: ImageInfo = field(default_factory=ImageInfo)
+    title: str = ""
+
+    @property
+    def difference(self) -> Tensor:
+        """Where the draws differ from the source: root mean square over draws and channels,
+        (B, 1, H, W), as a part of full scale.
+        """
+        squares = ((self.draws - self.source) / 2).square()
+        return squares.mean(dim=(0, 2))[:, None].sqrt()
+
+    def _report_lines(self) -> list[str]:
+        lines = super()._report_lines()
+        codec = float(rows.norm(self.reconstruction - self.source).max())
+        size = self.source[0].numel() ** 0.5
+        lines.append(
+            f"distance to the source: {float(self.diagnostics['distance'].mean()):.3g} in [-1, 1]"
+            f" (of the codec alone {codec / size:.3g})"
+        )
+        if "kept_change" in self.diagnostics:
+            change = float(self.diagnostics["kept_change"].max())
+            lines.append(f"largest change of a kept pixel: {change:.3g} in [-1, 1]")
+        return lines
+
+    def sheet(self, path: str | os.PathLike[str], measurement: int = 0) -> Path:
+        """Write the contact sheet of one image: a PNG for a slide."""
+        return write_edit_sheet(self, Path(path), measurement)
+
+    def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
+        """Write images, contact sheet, samples.safetensors and report.json, all or nothing.
+
+        The images are source.png, reconstruction.png, difference.png and draw-0.png ...; a batch
+        gets one folder per image. White in difference.png is `difference_white` of report.json, as
+        a part of full scale.
+
+        Args:
+            folder: made if missing.
+            overwrite: replace a folder that holds nothing but an earlier result.
+
+        Raises:
+            FileProblem: the folder is not empty, or cannot be written.
+        """
+        out = Path(folder)
+        check_free(out, overwrite)
+        with replacing_folder(out) as new:
+            super().save(new)
+            images = self.draws.shape[1]
+            whites = []
+            for b in range(images):
+                into = new if images == 1 else new / str(b)
+                into.mkdir(exist_ok=True)
+                whites.append(self._write_images(into, b))
+                self.sheet(into / "sheet.png", b)
+            summary = {**self.summary(), "difference_white": whites}
+            write_atomically(new / "report.json", to_json(summary))
+        return out
+
+    def _write_images(self, folder: Path, b: int) -> float:
+        def write(name: str, image: Tensor) -> None:
+            alpha = None if name == "difference" else self.info.alpha
+            write_image(folder / f"{name}.png", image, bits=self.info.bits, alpha=alpha)
+
+        write("source", self.source[b])
+        write("reconstruction", self.reconstruction[b])
+        for k in range(self.draws.shape[0]):
+            write(f"draw-{k}", self.draws[k, b])
+        white = float(self.difference[b].max())
+        write("difference", 2 * self.difference[b] / max(white, 1e-12) - 1)
+        return white
+
+
+def edit(
+    image: object,
+    prior: Prior | str | os.PathLike[str],
+    source: object = None,
+    target: object = None,
+    method: Guidance | str = "auto",
+    edit: Tensor | str | os.PathLike[str] | None = None,
+    keep: Tensor | str | os.PathLike[str] | None = None,
+    strength: float | None = None,
+    n: int = 1,
+    seed: int | Sequence[int] = 0,
+    paste_back: bool = False,
+    *,
+    negative: object = None,
+    scale: float | None = None,
+    source_scale: float | None = None,
+    steps: int | None = None,
+    max_batch: int | None = None,
+    callback: Callback | None = None,
+    progress: bool | None = None,
+) -> Edited:
+    """Edit an image: n variants that show the target and keep the source's rest.
+
+    Args:
+        image: as in `posterior.restore`: a path, a numpy array, or a tensor in [-1, 1].
+        prior: the model: anything that `posterior.load_prior` takes, or a prior.
+        source: what the image shows: a prompt, a label, a component; needed by the methods that
+            compare two prompts, used by inversions.
+        target: what the edit should show. None takes the prior as it stands, for edits by mask.
+        method: a guidance object, its name, or "auto": PostEdit, or `Blended` with a mask.
+        edit: the mask of what to repaint, 1 = repaint; a tensor (H, W) or (B, 1, H, W) or a file.
+        keep: the opposite. With a latent prior a latent is kept where all its pixels are.
+        strength: of methods that have one: how far from the source, in (0, 1].
+        n: variants.
+        seed: any integer.
+        paste_back: put the kept pixels back as they were, exactly.
+        negative: what to guide away from; negative-prompt inversion takes the source itself.
+        scale, source_scale: classifier-free guidance under the target and the source; default: the
+            published scales of the method (`SCALES`); 1 where the prior has no such guidance.
+        steps: default: the method's.
+        max_batch, callback, progress: see `posterior.sample`.
+
+    Methods that take no mask of their own get the kept latents put back into their result.
+
+    Raises:
+        PosteriorError: the subclass says which argument is at fault; nothing was run or written.
+    """
+    n = count("n", n, 1)
+    model = as_prior(prior)
+    pixels, info = as_images(image)
+    pixels = _fitting(pixels, model).to(model.device)
+    mask = _mask(edit, keep, pixels)
+    if paste_back and mask is None:
+        raise InputError("paste_back=True puts kept pixels back: give keep= or edit=")
+    chosen = _with_strength(_method(method, mask is not None), strength)
+    if "measurement" in chosen.needs and mask is None:
+        raise InputError(f"{type(chosen).__name__} keeps what a mask shows: give keep= or edit=")
+    if "source prior" in chosen.needs and source is None:
+        raise InputError(f"{type(chosen).__name__} compares two prompts: give source=")
+    scales = SCALES.get(type(chosen), (1.0, 1.0))
+    if isinstance(chosen, guidance.NegativePromptInversion):
+        if source is None or negative is not None:
+            raise InputError("NegativePromptInversion guides away from source=: give it alone")
+        negative = source
+    told = _told(model, "target", target, negative, scales[1] if scale is None else scale)
+    source_prior = (
+        _told(model, "source", source, None, scales[0] if source_scale is None else source_scale)
+        if source is not None
+        else None
+    )
+
+    codec = model.codec
+    z = pixels if codec is None else codec.encode(pixels)
+    kept = None if mask is None else (mask if codec is None else _latent_mask(mask, z))
+    measured: dict[str, Any] = {}
+    if "measurement" in chosen.needs and kept is not None:
+        noise = 0.0 if isinstance(chosen, guidance.Blended) else KEPT_NOISE
+        measured = {"operator": kept, "y": kept(z), "noise": noise}
+    out = sample(
+        told, **measured, source=z, source_prior=source_prior, method=chosen, steps=steps, n=n,
+        seed=seed, max_batch=max_batch, callback=callback, progress=progress,
+    )  # fmt: skip
+
+    latents, draws = out.latents, out.draws
+    if kept is not None and not measured:
+        stay = kept.pattern(z.shape[-2], z.shape[-1]).to(z.device)
+        latents = torch.where(stay, z, draws if latents is None else latents)
+        draws = latents if codec is None else torch.stack([codec.decode(x) for x in latents])
+        latents = None if codec is None else latents
+    still = None if mask is None else mask.pattern(pixels.shape[-2], pixels.shape[-1])
+    if still is not None:
+        still = still.to(draws.device)
+        if paste_back:
+            draws = torch.where(still, pixels, draws)
+    return Edited(
+        draws,
+        {**out.diagnostics, **_scores(draws, pixels, still)},
+        {**out.provenance, "source": repr(source), "target": repr(target)},
+        latents,
+        source=pixels,
+        reconstruction=pixels if codec is None else codec.decode(z),
+        keep=still,
+        info=info,
+        title=f"{source} → {target}" if source is not None else str(target or ""),
+    )
+
+
+def _method(method: Guidance | str, masked: bool) -> Guidance:
+    if isinstance(method, Guidance):
+        return method
+    if not isinstance(method, str):
+        raise InputTypeError(
+            f"method must be a name or a guidance object, not {type(method).__name__}"
+        )
+    key = method.lower().replace("_", "-")
+    if key == "auto":
+        return guidance.Blended() if masked else guidance.PostEdit()
+    if key not in REGISTRY:
+        raise unknown_name("method", method, [*REGISTRY, "auto"])
+    return REGISTRY[key]()
+
+
+def _with_strength(method: Guidance, strength: float | None) -> Guidance:
+    if strength is None:
+        return method
+    if not hasattr(method, "strength"):
+        raise InputError(f"{type(method).__name__} has no strength: see its own settings")
+    changed: Guidance = replace(method, strength=strength)  # type: ignore[call-arg]
+    return changed
+
+
+def _told(prior: Prior, what: str, condition: object, negative: object, scale: float) -> Prior:
+    """The prior under a prompt; as it stands where there is none."""
+    if isinstance(condition, str) and not condition.strip():
+        raise InputError(f"{what}= is an empty prompt: say what the image shows, or leave it out")
+    if condition is None:
+        if negative is not None:
+            raise InputError("negative= needs target=")
+        return prior
+    try:
+        if not isinstance(prior, ConditionedPrior):
+            return prior.given(condition)
+        embedded = prior.embeds_scale
+        return prior.given(condition, None if scale == 1 or embedded else negative, scale)
+    except CapabilityError as problem:
+        raise CapabilityError(
+            f"{what}={condition!r}: {problem}; take a model that reads prompts, or edit by mask"
+        ) from None
+
+
+def _fitting(pixels: Tensor, prior: Prior) -> Tensor:
+    """The pixels with the channels of the prior's images, in a size that it takes."""
+    channels = getattr(prior.codec, "image_channels", None)
+    if channels is None and prior.event_shape is not None and len(prior.event_shape) == 3:
+        channels = prior.event_shape[0]
+    if pixels.shape[1] == 1 and channels == 3:
+        pixels = pixels.expand(-1, 3, -1, -1).contiguous()
+    if prior.codec is None:
+        prior.check_event(tuple(pixels.shape[1:]))
+    else:
+        prior.codec.latent_shape(tuple(pixels.shape))  # type: ignore[attr-defined]
+    return pixels
+
+
+def _mask(edit: object, keep: object, pixels: Tensor) -> Mask | None:
+    if edit is not None and keep is not None:
+        raise InputError("give keep= (1 = stays) or edit= (1 = is repainted), not both")
+    if edit is None and keep is None:
+        return None
+    mask = Mask(keep=keep, edit=edit)  # type: ignore[arg-type]
+    pattern = mask.pattern(pixels.shape[-2], pixels.shape[-1])
+    if len(pattern) not in (1, len(pixels)):
+        raise InputError(f"{len(pattern)} masks for {len(pixels)} images: give one, or one each")
+    return mask
+
+
+def _latent_mask(mask: Mask, z: Tensor) -> LatentMask:
+    height, width = mask.keep.shape[-2:]
+    return LatentMask.of_pixels(mask.keep, (height // z.shape[-2], width // z.shape[-1]))
+
+
+def _scores(draws: Tensor, source: Tensor, keep: Tensor | None) -> Mapping[str, Tensor]:
+    n, images = draws.shape[:2]
+    change = (draws - source).flatten(0, 1)
+    size = change[0].numel() ** 0.5
+    found = {"distance": (rows.norm(change) / size).reshape(n, images)}
+    if keep is not None:
+        within = torch.where(keep, (draws - source).abs(), 0.0)
+        found["kept_change"] = within.flatten(2).amax(2)
+    return found

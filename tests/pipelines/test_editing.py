@@ -1,0 +1,238 @@
+"""`posterior.edit` on Stable Diffusion and flow transformers: small random models, real classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from pipeline_helpers import stable_diffusion
+from torch import Tensor
+
+import posterior
+from posterior import guidance, priors
+from posterior.errors import CapabilityError, FileProblem, InputError, InputTypeError
+from posterior.guidance import REGISTRY
+from posterior.images import read_image
+from posterior.schedules import VPLinear
+
+SIDE = 16  # pixels; latents are 8x8
+KEEP = torch.zeros(SIDE, SIDE)
+KEEP[:, :7] = 1  # three whole latents and half of the fourth
+PROMPTS = {"source": "a red circle", "target": "a green square"}
+
+
+@pytest.fixture(scope="module")
+def sd() -> priors.Prior:
+    """Stable Diffusion with random weights."""
+    return posterior.prior_from_pipeline(stable_diffusion())
+
+
+@pytest.fixture(scope="module")
+def image() -> Tensor:
+    """Two smooth images."""
+    ramp = torch.linspace(-0.8, 0.8, SIDE)
+    one = torch.stack(
+        [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], 0 * ramp + 0.3 * ramp[:, None]]
+    )
+    return torch.stack([one, one.flip(1, 2)])
+
+
+def quick(image: Tensor, prior: priors.Prior, **settings: object) -> posterior.editing.Edited:
+    """An edit in a few steps."""
+    return posterior.edit(image, prior, **{**PROMPTS, "steps": 4, **settings})
+
+
+EDITORS = sorted(
+    name
+    for name, cls in REGISTRY.items()
+    if "source" in cls.needs or name in ("blended", "flowchef")
+)
+
+
+@pytest.mark.parametrize("name", EDITORS)
+def test_every_editor_runs_and_no_image_depends_on_another(
+    name: str, sd: priors.Prior, image: Tensor
+) -> None:
+    masked = {"keep": KEEP} if "measurement" in REGISTRY[name].needs else {}
+    both = quick(image, sd, method=name, n=2, seed=3, **masked)
+    assert both.draws.shape == (2, 2, 3, SIDE, SIDE)
+    assert both.latents is not None
+    assert torch.isfinite(both.draws).all()
+    alone = quick(image[1:], sd, method=name, n=2, seed=4, **masked)
+    assert torch.equal(alone.draws[:, 0], both.draws[:, 1])
+    one = quick(image[:1], sd, method=name, seed=3, max_batch=1, **masked)
+    assert torch.equal(one.draws[0], both.draws[0, :1])
+
+
+def test_postedit_is_the_default_and_reports_what_it_did(sd: priors.Prior, image: Tensor) -> None:
+    out = posterior.edit(image[:1], sd, **PROMPTS, n=2)
+    assert out.provenance["method"].startswith("PostEdit")
+    assert out.provenance["nfe"] == 10  # 5 steps, guided by 4
+    assert out.diagnostics["distance"].shape == (2, 1)
+    direct = float((out.draws[1, 0] - image[0]).square().mean().sqrt())
+    assert float(out.diagnostics["distance"][1, 0]) == pytest.approx(direct, rel=1e-5)
+    assert "distance to the source" in out.report
+    assert "a red circle → a green square" in out.title
+    torch.testing.assert_close(
+        out.difference[0, 0], ((out.draws - image[:1]) / 2).square().mean((0, 2))[0].sqrt()
+    )
+    codec = sd.codec
+    torch.testing.assert_close(out.reconstruction, codec.decode(codec.encode(image[:1])))
+
+
+@pytest.mark.parametrize("method", ["auto", "postedit", "ddim-inversion", "flowedit", "flowchef"])
+def test_a_mask_keeps_latents_and_paste_back_keeps_pixels(
+    method: str, sd: priors.Prior, image: Tensor
+) -> None:
+    out = quick(image[:1], sd, method=method, keep=KEEP)
+    z = sd.codec.encode(image[:1])
+    assert out.latents is not None
+    torch.testing.assert_close(out.latents[0, ..., :3], z[..., :3], rtol=1e-5, atol=1e-5)
+    assert float((out.latents[0, ..., 3:] - z[..., 3:]).abs().max()) > 0.1
+    assert float(out.diagnostics["kept_change"].max()) > 0
+    exact = quick(image[:1], sd, method=method, keep=KEEP, paste_back=True)
+    assert torch.equal(exact.draws[0, ..., :7], image[:1, ..., :7])
+    assert float(exact.diagnostics["kept_change"].max()) == 0
+    inverse = quick(image[:1], sd, method=method, edit=1 - KEEP)
+    assert torch.equal(inverse.draws, out.draws)
+
+
+def test_a_mask_alone_repaints_under_the_prior_as_it_stands(
+    sd: priors.Prior, image: Tensor
+) -> None:
+    out = posterior.edit(image[:1], sd, keep=KEEP, steps=3)
+    assert out.provenance["method"].startswith("Blended")
+    assert out.provenance["nfe"] == 3
+
+
+def test_negative_prompt_inversion_reconstructs_at_any_scale(
+    sd: priors.Prior, image: Tensor
+) -> None:
+    """With equal prompts the guided noise is the source's own, whatever the scale."""
+    settings = {"method": "negative-prompt-inversion", "target": PROMPTS["source"], "steps": 6}
+    weak = quick(image[:1], sd, scale=2.0, **settings).latents
+    strong = quick(image[:1], sd, scale=9.0, **settings).latents
+    torch.testing.assert_close(strong, weak, rtol=1e-4, atol=1e-4)
+
+
+def test_the_scales_are_the_published_ones_and_can_be_changed(
+    sd: priors.Prior, image: Tensor
+) -> None:
+    published = quick(image[:1], sd, method="ddcm")
+    assert published.provenance["nfe"] == 4 * (2 + 1)  # 2.3 under the target, 1 under the source
+    plain = quick(image[:1], sd, method="ddcm", scale=1.0)
+    assert plain.provenance["nfe"] == 4 * 2
+    same = quick(image[:1], sd, method="ddcm", target=PROMPTS["source"], scale=1.0)
+    z = sd.codec.encode(image[:1])
+    torch.testing.assert_close(same.latents, z[None], rtol=1e-5, atol=1e-5)
+
+
+def test_strength_and_seeds(sd: priors.Prior, image: Tensor) -> None:
+    weak = quick(image[:1], sd, method="sdedit", strength=0.25)
+    strong = quick(image[:1], sd, method="sdedit", strength=1.0)
+    assert (weak.provenance["nfe"], strong.provenance["nfe"]) == (2, 8)
+    again = quick(image[:1], sd, method="sdedit", strength=1.0)
+    other = quick(image[:1], sd, method="sdedit", strength=1.0, seed=1)
+    assert torch.equal(again.draws, strong.draws)
+    assert not torch.equal(other.draws, strong.draws)
+
+
+# ------------------------------------------------------------------------------ pixel priors
+
+
+def components() -> priors.GaussianMixture:
+    """Grey images of 4x4: a dark and a bright left half on any right half."""
+    means = torch.zeros(2, 1, 4, 4)
+    means[0, ..., :2], means[1, ..., :2] = -0.7, 0.7
+    variance = torch.full((1, 4, 4), 0.1)
+    variance[..., :2] = 0.005
+    return priors.GaussianMixture(
+        torch.tensor([0.5, 0.5]), means, torch.diag(variance.flatten()), VPLinear()
+    )
+
+
+@pytest.mark.parametrize("method", ["postedit", "ddcm", "flowedit", "ddim-inversion", "bdia"])
+def test_components_are_prompts(method: str) -> None:
+    prior = components()
+    x = prior.given(0).sample(3, seed=0).float().clamp(-1, 1)
+    out = posterior.edit(x, prior, source=0, target=1, method=method, strength=None)
+    assert out.latents is None
+    assert torch.equal(out.reconstruction, x)
+    assert float(out.draws[0, ..., :2].mean()) == pytest.approx(0.7, abs=0.2)
+    drift = float((out.draws[0, ..., 2:] - x[..., 2:]).square().mean().sqrt())
+    assert drift < 0.25  # their own spread is 0.32
+
+
+# ------------------------------------------------------------------------------ files and faults
+
+
+def test_files_in_and_a_folder_out(sd: priors.Prior, image: Tensor, tmp_path: Path) -> None:
+    from PIL import Image
+
+    pixels = ((image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scene.png")
+    out = quick(tmp_path / "scene.png", sd, keep=KEEP, paste_back=True, n=2)
+    out.save(tmp_path / "out")
+    names = {"source.png", "reconstruction.png", "difference.png", "draw-0.png", "draw-1.png",
+             "sheet.png", "samples.safetensors", "report.json"}  # fmt: skip
+    assert {path.name for path in (tmp_path / "out").iterdir()} == names
+    back, _ = read_image(tmp_path / "out" / "draw-1.png")
+    source, _ = read_image(tmp_path / "scene.png")
+    assert torch.equal(back[..., :7], source[..., :7]), "kept pixels survive the file exactly"
+    with pytest.raises(FileProblem):
+        out.save(tmp_path / "out")
+    grey = quick(image[:1, :1], sd)
+    assert grey.draws.shape[2] == 3
+
+
+BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
+    "both masks": ({"keep": KEEP, "edit": KEEP}, InputError, "not both"),
+    "mask size": ({"keep": torch.ones(5, 5)}, InputError, "mask is 5 x 5"),
+    "nothing kept": ({"keep": 0 * KEEP}, InputError, "nothing is observed"),
+    "a kept line": ({"keep": torch.eye(SIDE)}, InputError, "no latent is kept whole"),
+    "paste without mask": ({"paste_back": True}, InputError, "give keep= or edit="),
+    "empty prompt": ({"target": "  "}, InputError, "empty prompt"),
+    "empty source": ({"source": ""}, InputError, "empty prompt"),
+    "strength": ({"method": "sdedit", "strength": 1.5}, InputError, "strength"),
+    "no strength": ({"strength": 0.5}, InputError, "has no strength"),
+    "method": ({"method": "postedti"}, InputError, "postedit"),
+    "method a number": ({"method": 3}, InputTypeError, "name or a guidance"),
+    "n": ({"n": 0}, InputError, "n must be"),
+    "compares two": ({"method": "ddcm", "source": None}, InputError, "compares two prompts"),
+    "needs a mask": ({"method": "blended"}, InputError, "give keep= or edit="),
+    "size": ({"image": torch.zeros(3, 15, 16)}, InputError, "multiples of 2"),
+    "mode": ({"image": torch.zeros(4, 16, 16)}, InputError, "channels"),
+    "missing file": ({"image": "nowhere.png"}, FileProblem, "nowhere.png"),
+    "negative alone": ({"target": None, "negative": "blur"}, InputError, "negative="),
+    "npi": (
+        {"method": "negative-prompt-inversion", "source": None},
+        InputError,
+        "guides away from source",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_one_clear_error_before_any_work(
+    name: str, sd: priors.Prior, image: Tensor
+) -> None:
+    change, error, words = BAD[name]
+    given = {"image": image[:1], **change}
+    calls = sd.counts.nfe
+    with pytest.raises(error, match=words):
+        quick(given.pop("image"), sd, **given)  # type: ignore[arg-type]
+    assert sd.counts.nfe == calls
+
+
+def test_prompts_need_a_model_that_reads_them() -> None:
+    prior = priors.Gaussian(torch.zeros(3, 8, 8), 1.0)
+    with pytest.raises(CapabilityError, match="target='a cat'"):
+        posterior.edit(torch.zeros(3, 8, 8), prior, target="a cat")
+
+
+def test_methods_are_objects_too(sd: priors.Prior, image: Tensor) -> None:
+    method = guidance.PostEdit(fusion=1.0, keep_fraction=1.0)
+    by_object = quick(image[:1], sd, method=method)
+    assert "fusion=1.0" in by_object.provenance["method"]
