@@ -33,9 +33,8 @@ def sd() -> priors.Prior:
 def image() -> Tensor:
     """Two smooth images."""
     ramp = torch.linspace(-0.8, 0.8, SIDE)
-    one = torch.stack(
-        [ramp[:, None] + 0 * ramp, ramp + 0 * ramp[:, None], 0 * ramp + 0.3 * ramp[:, None]]
-    )
+    down, across = torch.meshgrid(ramp, ramp, indexing="ij")
+    one = torch.stack([down, across, 0.3 * down])
     return torch.stack([one, one.flip(1, 2)])
 
 
@@ -162,7 +161,7 @@ def test_components_are_prompts(method: str) -> None:
     assert torch.equal(out.reconstruction, x)
     assert float(out.draws[0, ..., :2].mean()) == pytest.approx(0.7, abs=0.2)
     drift = float((out.draws[0, ..., 2:] - x[..., 2:]).square().mean().sqrt())
-    assert drift < 0.25  # their own spread is 0.32
+    assert drift < 0.35  # two independent ones are 0.32 sqrt(2) = 0.45 apart
 
 
 # ------------------------------------------------------------------------------ files and faults
@@ -203,7 +202,7 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "compares two": ({"method": "ddcm", "source": None}, InputError, "compares two prompts"),
     "needs a mask": ({"method": "blended"}, InputError, "give keep= or edit="),
     "size": ({"image": torch.zeros(3, 15, 16)}, InputError, "multiples of 2"),
-    "mode": ({"image": torch.zeros(4, 16, 16)}, InputError, "channels"),
+    "mode": ({"image": torch.zeros(4, 16, 16)}, InputError, "C = 1 or 3"),
     "missing file": ({"image": "nowhere.png"}, FileProblem, "nowhere.png"),
     "negative alone": ({"target": None, "negative": "blur"}, InputError, "negative="),
     "npi": (
