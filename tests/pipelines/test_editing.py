@@ -235,3 +235,36 @@ def test_methods_are_objects_too(sd: priors.Prior, image: Tensor) -> None:
     method = guidance.PostEdit(fusion=1.0, keep_fraction=1.0)
     by_object = quick(image[:1], sd, method=method)
     assert "fusion=1.0" in by_object.provenance["method"]
+
+
+def test_the_command_line(
+    tmp_path: Path,
+    image: Tensor,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from PIL import Image
+
+    from posterior.cli import main
+
+    def run(*words: str) -> int:
+        monkeypatch.setattr("sys.argv", ["posterior", *words])
+        with pytest.raises(SystemExit) as end:
+            main()
+        return int(end.value.code or 0)
+
+    stable_diffusion().save_pretrained(tmp_path / "model")
+    pixels = ((image[0] + 1) * 127.5).round().permute(1, 2, 0).numpy().astype(np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "scene.png")
+    Image.fromarray((255 * KEEP).numpy().astype(np.uint8)).save(tmp_path / "keep.png")
+    told = ["--prior", str(tmp_path / "model"), "--target", "a green square", "--steps", "3"]
+    monkeypatch.chdir(tmp_path)
+    assert run("edit", "scene.png", *told, "--keep", "keep.png", "--paste-back", "-n", "2") == 0
+    printed = capsys.readouterr().out
+    assert "largest change of a kept pixel: 0 in [-1, 1]" in printed
+    assert (tmp_path / "out" / "scene" / "draw-1.png").is_file()
+    assert run("edit", "scene.png", *told) == 2
+    assert "--overwrite" in capsys.readouterr().err
+    assert run("edit", "scene.png", *told, "--method", "ddcm", "--out", "other") == 1
+    assert "compares two prompts" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
