@@ -12,6 +12,7 @@ from posterior.operators.blur import Blur, GaussianBlur, MotionBlur
 from posterior.operators.check import check
 from posterior.operators.compose import Compose, Stack
 from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
+from posterior.operators.features import FeatureMatch, SteerableFeatures
 from posterior.operators.fourier import MRI, CoilSensitivities, SubsampledFourier, birdcage_maps
 from posterior.operators.interferometry import (
     ClosurePhases,
@@ -24,7 +25,9 @@ from posterior.operators.interferometry import (
     observe,
 )
 from posterior.operators.jpeg import JPEG
+from posterior.operators.kernels import camera_shake, load_kernel
 from posterior.operators.kspace_masks import EquispacedLines, PoissonDisc, RandomLines
+from posterior.operators.linear_operator import to_linear_operator
 from posterior.operators.mask import BoxMask, Mask, Masking, OutpaintMask, RandomMask
 from posterior.operators.matrix import MatrixOperator, from_matrix
 from posterior.operators.mosaic import BayerMosaic
@@ -81,6 +84,7 @@ __all__ = [
     "Defocus",
     "EquispacedLines",
     "FanBeamCT",
+    "FeatureMatch",
     "GaussianBlur",
     "GaussianNoise",
     "GaussianSensing",
@@ -117,6 +121,7 @@ __all__ = [
     "SpaceVaryingBlur",
     "Stack",
     "Station",
+    "SteerableFeatures",
     "StructuredSensing",
     "SubsampledFourier",
     "SuperResolution",
@@ -126,9 +131,11 @@ __all__ = [
     "Visibilities",
     "as_noise_model",
     "birdcage_maps",
+    "camera_shake",
     "check",
     "from_callable",
     "from_matrix",
+    "load_kernel",
     "m87_2017",
     "nonlinear_blur",
     "observe",
@@ -136,4 +143,5 @@ __all__ = [
     "radial_trajectory",
     "random_vorticity",
     "table",
+    "to_linear_operator",
 ]

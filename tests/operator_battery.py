@@ -10,7 +10,9 @@ import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import scipy.sparse
 import torch
+from scipy.sparse.linalg import aslinearoperator
 from torch import Tensor
 
 from posterior import streams
@@ -30,6 +32,7 @@ from posterior.operators import (
     Defocus,
     EquispacedLines,
     FanBeamCT,
+    FeatureMatch,
     GaussianBlur,
     GaussianSensing,
     HDRClipping,
@@ -55,6 +58,7 @@ from posterior.operators import (
     Slicewise,
     SpaceVaryingBlur,
     Stack,
+    SteerableFeatures,
     StructuredSensing,
     SubsampledFourier,
     SuperResolution,
@@ -87,6 +91,14 @@ class Case:
 
 def _matrix(c: int, h: int, w: int, m: int, dtype: torch.dtype) -> Tensor:
     return normal((m, c * h * w), "matrix", dtype)
+
+
+def _sparse(c: int, h: int, w: int, m: int, dtype: torch.dtype) -> Tensor:
+    """A dense matrix with zeros in most places, and in all of its first row."""
+    matrix = _matrix(c, h, w, m, dtype)
+    full = normal((m, c * h * w), "where") > 0.5
+    full[0] = False
+    return torch.where(full, matrix, 0)
 
 
 def _keep(h: int, w: int) -> Tensor:
@@ -148,6 +160,51 @@ LINEAR = [
         "matrix complex domain",
         lambda c, h, w: (
             from_matrix(_matrix(c // 2, h, w, 3, C), (c // 2, h, w), complex_domain=True)
+            @ ComplexFromChannels()
+        ),
+    ),
+    Case(
+        "matrix sparse",
+        lambda c, h, w: from_matrix(
+            scipy.sparse.coo_array(_sparse(c, h, w, 7, F).numpy()), (c, h, w)
+        ),
+    ),
+    Case(
+        "matrix sparse complex",
+        lambda c, h, w: from_matrix(_sparse(c, h, w, 5, C).to_sparse_coo(), (c, h, w)),
+    ),
+    Case(
+        "matrix sparse complex domain",
+        lambda c, h, w: (
+            from_matrix(
+                _sparse(c // 2, h, w, 3, C).to_sparse_coo(), (c // 2, h, w), complex_domain=True
+            )
+            @ ComplexFromChannels()
+        ),
+    ),
+    Case(
+        "matrix foreign",
+        lambda c, h, w: from_matrix(aslinearoperator(_matrix(c, h, w, 7, F).numpy()), (c, h, w)),
+    ),
+    Case(
+        "matrix foreign complex",
+        lambda c, h, w: from_matrix(aslinearoperator(_matrix(c, h, w, 3, C).numpy()), (c, h, w)),
+    ),
+    Case(
+        "matrix foreign of complex x",
+        lambda c, h, w: (
+            from_matrix(aslinearoperator(_matrix(c // 2, h, w, 3, F).numpy()), (c // 2, h, w))
+            @ ComplexFromChannels()
+        ),
+    ),
+    Case(
+        "matrix foreign complex domain",
+        lambda c, h, w: (
+            from_matrix(
+                aslinearoperator(_matrix(c // 2, h, w, 3, C).numpy()),
+                (c // 2, h, w),
+                complex_domain=True,
+            )
             @ ComplexFromChannels()
         ),
     ),
@@ -358,6 +415,14 @@ KINKED = [  # differentiable almost everywhere
     Case("hdr clipping", lambda c, h, w: HDRClipping(1.3)),
     Case("linear light", lambda c, h, w: LinearLight()),
     Case("camera", lambda c, h, w: Camera(1.5, "rec709")),
+    *(
+        Case(
+            f"features, {statistic}",
+            lambda c, h, w, statistic=statistic: FeatureMatch(statistic, SteerableFeatures(2)),
+            smallest=6,
+        )
+        for statistic in ("maps", "gram", "moments", "self-similarity")
+    ),
     Case(
         "nonlinear blur",
         lambda c, h, w: Camera(1.2) @ Defocus(1.3) @ LinearLight(),
