@@ -98,21 +98,22 @@ def conjugate_gradients(
             break
         out = product(p)
         k_p, q = out if isinstance(out, tuple) else (out, None)
-        curvature = rows.dot(p, k_p)
-        finite = torch.isfinite(curvature) & rows.finite(k_p)
+        curvature = rows.dot(p, k_p)  # not finite where an element of K p is not
+        finite = torch.isfinite(curvature)
         if q is not None:
             finite = finite & rows.finite(q)
         outcome = torch.where(going & ~finite, Outcome.NOT_FINITE, outcome)
         outcome = torch.where(going & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
         step = outcome == Outcome.ITERATIONS
         a = torch.where(step, rho / torch.where(step, curvature, 1), 0)
-        r_next = rows.where(step, r - rows.expand(a, r) * k_p, r)
-        left_next = rows.norm(r_next)
+        r_next = r - rows.expand(a, r) * k_p
+        square = rows.dot(r_next, r_next)
+        left_next = square.sqrt()
         outcome = torch.where(step & ~(left_next <= 1e3 * whole), Outcome.BREAKDOWN, outcome)
         step = outcome == Outcome.ITERATIONS
         a = torch.where(step, a, 0)
         r = rows.where(step, r_next, r)
-        x = rows.where(step, x + rows.expand(a, p) * p, x)
+        x = x + rows.expand(a, p) * p
         if q is not None:
             before = torch.zeros_like(q) if companion is None else companion
             companion = rows.where(step, before + rows.expand(a, q) * q, before)
@@ -120,8 +121,8 @@ def conjugate_gradients(
         left = torch.where(step, left_next, left)
         outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
         z = r if precondition is None else precondition(r)
-        rho_next = rows.dot(r, z)
-        beta = torch.where(rho > 0, rho_next / torch.where(rho > 0, rho, 1), 0)
+        rho_next = square if precondition is None else rows.dot(r, z)
+        beta = torch.where(step & (rho > 0), rho_next / torch.where(rho > 0, rho, 1), 0)
         p, rho = z + rows.expand(beta, p) * p, rho_next
     return Solution(
         x * rows.expand(scale, x),

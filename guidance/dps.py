@@ -19,7 +19,7 @@ The first three are tuned steps: they do not know the noise level and do not sam
 exact guided estimate of a Gaussian posterior when (N + A C A') r is parallel to r, where N is the
 covariance of the noise; u = lambda r with lambda = <r, r> / <r, (N + A C A') r>, the first step of
 conjugate gradients, costs one product with A beyond what DPS needs anyway. (Where the entries of y
-have variances of their own, r is weighted by them first, as preconditioned conjugate gradients do.)
+have variances of their own, r is weighted by them first.)
 """
 
 from __future__ import annotations

@@ -28,9 +28,9 @@ class MMPS(Guidance):
     """Moment matching: the whole covariance of x0 given x_t, without ever forming it.
 
     Args:
-        iterations: of conjugate gradients, one backward pass through the network each; 0 ignores
-            the measurement. A network's Jacobian is not exactly symmetric: a few iterations are
-            better than many.
+        iterations: of the linear solver, one backward pass through the network each; 0 ignores the
+            measurement. They are those of conjugate gradients, made safe against a network's
+            Jacobian, which is not exactly symmetric (`_solve.galerkin`).
     """
 
     iterations: int = 3
@@ -38,7 +38,7 @@ class MMPS(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset(
         {"measurement", "network gradient", "operator gradient"}
     )
-    when: ClassVar[str] = "linear operators, blurs above all; three backward passes a step"
+    when: ClassVar[str] = "linear operators; three backward passes a step, few steps"
     paper: ClassVar[str] = "Rozet et al., NeurIPS 2024, arXiv 2405.13712"
 
     def __post_init__(self) -> None:

@@ -38,13 +38,9 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
         if round_:
             k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
         p0, p1 = c0 * _M0, c2 * _M1
-        c0, c1, c2, c3 = (
-            (p1 >> 32) & _MASK ^ c1 ^ k0,
-            p1 & _MASK,
-            (p0 >> 32) & _MASK ^ c3 ^ k1,
-            p0 & _MASK,
-        )
-    return [c0, c1, c2, c3]
+        # of c1 and c3 only the low 32 bits count: they are masked where they enter a product
+        c0, c1, c2, c3 = (p1 >> 32 ^ c1 ^ k0) & _MASK, p1, (p0 >> 32 ^ c3 ^ k1) & _MASK, p0
+    return [c0, c1 & _MASK, c2, c3 & _MASK]
 
 
 def check_seed(seed: object) -> int:
@@ -153,9 +149,12 @@ class Noise:
             ),
             self._key(name, j),
         )
-        full = (len(self.seeds), blocks)
-        bits = torch.stack([word.expand(full) for word in words], -1).flatten(1)[:, :size]
-        return bits.double().add_(0.5).div_(2.0**32).reshape(len(self.seeds), *shape)
+        count = len(self.seeds)
+        bits = torch.empty(count, blocks, 4, dtype=torch.float64, device=self.device)
+        for k, word in enumerate(words):
+            bits[..., k] = word
+        uniform = bits.add_(0.5).mul_(2.0**-32).flatten(1)
+        return uniform[:, :size].reshape(count, *shape)
 
     def _column(self, what: str, values: Sequence[int]) -> Tensor:
         if what not in self._cache:  # one transfer for the whole run, not one a step
