@@ -393,3 +393,18 @@ def test_an_edit_reaches_the_target_and_keeps_the_rest(name: str) -> None:
     assert float((out[:, :3] - 1).abs().mean()) < 0.35, "the target's component is at 1, std 0.14"
     kept = float((out[:, 3:] - x[:, 3:]).square().mean().sqrt())
     assert kept <= drift
+
+
+def test_dps_edits_from_the_noised_source() -> None:
+    """With no step it is SDEdit; without a source there is nothing to start from."""
+    prior, y = white(0.2), SOURCE
+    run = {"operator": operators.Identity(), "y": y, "noise": 0.3}
+    still = guidance.DPS(scale=0, strength=0.4)
+    sdedit = guidance.SDEdit(strength=0.4)
+    assert torch.equal(edited(still, prior, **run), edited(sdedit, prior))
+    method = guidance.DPS(strength=0.4)
+    assert (method.nfe(10), method.vjps(10)) == (4, 4)
+    with pytest.raises(CapabilityError, match="source="):
+        posterior.sample(prior, method=method, **run)
+    with pytest.raises(InputError, match="strength"):
+        guidance.DPS(strength=0)
