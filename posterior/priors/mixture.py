@@ -289,7 +289,7 @@ class GaussianMixture(Prior):
         edges = weights.cumsum(0)
         u = noise.uniform("component", shape=())
         edges[int(torch.nonzero(weights)[-1]) :] = math.inf
-        k = torch.searchsorted(edges, u, right=True)
+        k = torch.searchsorted(edges, u.contiguous(), right=True)
         z = noise("prior").flatten(1)
         if len(self._laws) == 1:
             x = self._laws[0].colour(z)
