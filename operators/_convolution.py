@@ -1,8 +1,9 @@
-"""Two-dimensional convolution of an image with one kernel, and its exact transpose, by FFT.
+"""Two-dimensional convolution of an image with one kernel, and its exact transpose.
 
-Inside, a kernel only ever meets an image that was continued by its boundary rule beforehand; what
-the FFT wraps around is cut away. The transpose runs the same steps backwards. Rounding: about 1e-7
-of the largest pixel in float32, 1e-16 in float64.
+A small kernel that is a product of two one-dimensional ones runs along the axes, any other by FFT.
+There a kernel only ever meets an image that was continued by its boundary rule beforehand; what the
+FFT wraps around is cut away. The transpose runs the same steps backwards. Rounding: about 1e-7 of
+the largest pixel in float32, 1e-16 in float64.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from posterior.operators._rowwise import Memo, by_row
 from posterior.operators._separable import Bands, both_axes
 
 Pad = tuple[int, int]
+
+_SHORT = 64  # taps, up to which two products along the axes cost less than an FFT
+_EXACT = 1e-14  # a kernel this close to a product is one: rounding of its float64 entries
 
 
 @dataclass(frozen=True)
@@ -39,38 +43,40 @@ class Filter:
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, (H + pads - kh) // stride + 1, ...)."""
-        rows_h, columns_w = (i.to(x.device) for i in self._indices(x))
-        transfer = self._transfer(x, x.shape[2:])
-        size = self._fft_size(x.shape[2:])
+        image = (x.shape[2], x.shape[3])
+        if self._separable():
+            along_h, along_w = self._bands(x, image, transposed=False)
+            return by_row(lambda row, _: both_axes(row, along_h, along_w), x)
+        transfer, size = self._transfer(x, image), self._fft_size(image)
         kh, kw = self.kernel.shape[1:]
+        h, w = self._padded(image)
 
         def one(row: Tensor, b: int) -> Tensor:
-            padded = row[:, :, rows_h][:, :, :, columns_w]
-            full = _multiply(padded, transfer[b % len(transfer)], size)
+            full = _multiply(self._continued(row), transfer[b % len(transfer)], size)
             if self.boundary == "circular":
                 return full
-            h, w = padded.shape[2:]
             return full[:, :, kh - 1 : h : self.stride, kw - 1 : w : self.stride]
 
         return by_row(_by_part(one), x)
 
     def adjoint(self, y: Tensor, image: tuple[int, int]) -> Tensor:
         """The transpose, for x of size `image`: (B, C, h, w) -> (B, C, H, W)."""
-        transfer = self._transfer(y, image).conj()
-        size = self._fft_size(image)
+        if self._separable():
+            along_h, along_w = self._bands(y, image, transposed=True)
+            return by_row(lambda row, _: both_axes(row, along_h, along_w), y)
+        transfer, size = self._transfer(y, image, transposed=True), self._fft_size(image)
         kh, kw = self.kernel.shape[1:]
-        h, w = (n + sum(pad) for n, pad in zip(image, self.pads, strict=True))
-        along_h, along_w = self._folds(y, image)
+        h, w = self._padded(image)
 
         def one(row: Tensor, b: int) -> Tensor:
             if self.boundary == "circular":
                 return _multiply(row, transfer[b % len(transfer)], size)
-            full = row.new_zeros(*row.shape[:2], h, w)
+            full = row.new_zeros(*row.shape[:2], *size)
             full[:, :, kh - 1 :: self.stride, kw - 1 :: self.stride][
                 :, :, : row.shape[2], : row.shape[3]
             ] = row
             padded = _multiply(full, transfer[b % len(transfer)], size)[:, :, :h, :w]
-            return both_axes(padded.contiguous(), along_h, along_w)
+            return self._folded(padded, image)
 
         return by_row(_by_part(one), y)
 
@@ -92,31 +98,91 @@ class Filter:
     def _fft_size(self, image: tuple[int, int] | torch.Size) -> tuple[int, int]:
         if self.boundary == "circular":
             return image[0], image[1]
-        h, w = (_fast(n + sum(pad)) for n, pad in zip(image, self.pads, strict=True))
+        h, w = (_fast(n) for n in self._padded(image))
         return h, w
 
-    def _indices(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if self.boundary == "circular":
-            return torch.arange(x.shape[2]), torch.arange(x.shape[3])
-        (top, bottom), (left, right) = self.pads
-        return (
-            padded_index(x.shape[2], top, bottom, self.boundary),
-            padded_index(x.shape[3], left, right, self.boundary),
-        )
+    def _padded(self, image: tuple[int, int] | torch.Size) -> tuple[int, int]:
+        h, w = (n + sum(pad) for n, pad in zip(image, self.pads, strict=True))
+        return h, w
 
-    def _folds(self, y: Tensor, image: tuple[int, int]) -> tuple[Bands, Bands]:
-        def fold(n: int, pad: Pad) -> Bands:
+    def _continued(self, x: Tensor) -> Tensor:
+        """x beyond its border."""
+        (top, bottom), (left, right) = self.pads
+        if self.boundary != "reflect":
+            return x
+        if self._mirrors_once(x.shape[2:]):
+            return torch.nn.functional.pad(x, (left, right, top, bottom), mode="reflect")
+        rows = padded_index(x.shape[2], top, bottom, self.boundary).to(x.device)
+        columns = padded_index(x.shape[3], left, right, self.boundary).to(x.device)
+        return x[:, :, rows][:, :, :, columns]
+
+    def _folded(self, padded: Tensor, image: tuple[int, int]) -> Tensor:
+        """The transpose of `_continued`."""
+        if self.boundary != "reflect":
+            return padded
+        if self._mirrors_once(image):
+            (top, _), (left, _) = self.pads
+            return _fold(_fold(padded, 2, top, image[0]), 3, left, image[1])
+
+        def folds() -> tuple[Bands, Bands]:
+            h, w = (
+                Bands.of(
+                    gather_matrix(padded_index(n, *pad, self.boundary), n).T,
+                    padded.dtype,
+                    padded.device,
+                )
+                for n, pad in zip(image, self.pads, strict=True)
+            )
+            return h, w
+
+        key = ("fold", image, padded.dtype, padded.device)
+        return both_axes(padded.contiguous(), *self._memo(key, folds))
+
+    def _mirrors_once(self, image: tuple[int, int] | torch.Size) -> bool:
+        """Whether no pixel beyond the border is farther from it than the image is wide."""
+        return all(max(pad) < n for n, pad in zip(image, self.pads, strict=True))
+
+    def _separable(self) -> tuple[Tensor, Tensor] | None:
+        """The taps along h and along w, float64, whose product the kernel is; None if it is none.
+
+        One kernel for all rows only.
+        """
+
+        def build() -> tuple[Tensor, Tensor] | None:
+            if len(self.kernel) > 1 or max(self.kernel.shape[1:]) > _SHORT:
+                return None
+            u, s, vh = torch.linalg.svd(self.kernel[0], full_matrices=False)
+            if len(s) > 1 and s[1] > _EXACT * s[0]:
+                return None
+            return u[:, 0] * s[0], vh[0]
+
+        return self._memo("separable", build)
+
+    def _bands(self, x: Tensor, image: tuple[int, int], transposed: bool) -> tuple[Bands, Bands]:
+        """The matrices of the two axes."""
+
+        def matrix(taps: Tensor, n: int, pad: Pad) -> Tensor:
             index = padded_index(n, *pad, self.boundary)
-            return Bands.of(gather_matrix(index, n).T, y.real.dtype, y.device)
+            under = index.unfold(0, len(taps), self.stride)  # (m, taps): pixels under the taps
+            matrix = torch.zeros(len(under), n, dtype=torch.float64)
+            matrix.scatter_add_(1, under, taps.flip(0).expand(under.shape).contiguous())
+            return matrix.T if transposed else matrix
 
         def build() -> tuple[Bands, Bands]:
-            pads = ((0, 0), (0, 0)) if self.boundary == "circular" else self.pads
-            return fold(image[0], pads[0]), fold(image[1], pads[1])
+            taps = self._separable()
+            assert taps is not None
+            h, w = (
+                Bands.of(matrix(t, n, pad), x.real.dtype, x.device)
+                for t, n, pad in zip(taps, image, self.pads, strict=True)
+            )
+            return h, w
 
-        return self._memo(("fold", image, y.real.dtype, y.device), build)
+        return self._memo(("bands", transposed, image, x.real.dtype, x.device), build)
 
-    def _transfer(self, x: Tensor, image: tuple[int, int] | torch.Size) -> Tensor:
-        """The transfer function (K, h, w // 2 + 1) of every kernel."""
+    def _transfer(
+        self, x: Tensor, image: tuple[int, int] | torch.Size, transposed: bool = False
+    ) -> Tensor:
+        """The transfer function (K, h, w // 2 + 1) of every kernel, or its conjugate."""
         h, w = self._fft_size(image)
         dtype = torch.complex128 if x.real.dtype == torch.float64 else torch.complex64
 
@@ -131,9 +197,21 @@ class Filter:
                 flat = torch.zeros(h * w, dtype=torch.float64)
                 flat.scatter_add_(0, place, kernel.flatten())
                 out.append(torch.fft.rfft2(flat.reshape(h, w)))
-            return torch.stack(out).to(x.device, dtype)
+            transfer = torch.stack(out).to(x.device, dtype)
+            return transfer.conj().resolve_conj() if transposed else transfer
 
-        return self._memo(("transfer", h, w, dtype, x.device), build)
+        return self._memo(("transfer", transposed, h, w, dtype, x.device), build)
+
+
+def _fold(x: Tensor, axis: int, before: int, n: int) -> Tensor:
+    """What stands beyond the border of n pixels is added to the pixels that it mirrors."""
+    after = x.shape[axis] - before - n
+    out = x.narrow(axis, before, n).clone(memory_format=torch.contiguous_format)
+    if before:
+        out.narrow(axis, 1, before).add_(x.narrow(axis, 0, before).flip(axis))
+    if after:
+        out.narrow(axis, n - 1 - after, after).add_(x.narrow(axis, before + n, after).flip(axis))
+    return out
 
 
 def _multiply(image: Tensor, transfer: Tensor, size: tuple[int, int]) -> Tensor:

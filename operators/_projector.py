@@ -60,6 +60,18 @@ class Projector:
         )
         return Projector(matrix.to(device), transpose.to(device))
 
+    @staticmethod
+    def by_rows(
+        starts: Tensor,
+        columns: Tensor,
+        values: Tensor,
+        shape: tuple[int, int],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> Projector:
+        """From the entries of a sparse matrix by rows."""
+        return Projector.of(_sparse(starts, columns, values, shape), dtype, device)
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, pixels) -> (n, rays), differentiable."""
         out: Tensor = _Product.apply(x, self.matrix, self.transpose)  # type: ignore[no-untyped-call]

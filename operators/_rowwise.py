@@ -42,10 +42,10 @@ def take_rows(values: Tensor, index: Sequence[int]) -> Tensor:
     return values[which]
 
 
-def check_rows(what: str, count: int, x: Tensor) -> None:
+def check_rows(who: object, what: str, count: int, x: Tensor) -> None:
     """Per-measurement parameters are for every measurement (1) or for each of the rows of x."""
     if count not in (1, x.shape[0]):
-        raise InputError(f"{what} for {count} measurements, the input has {x.shape[0]}")
+        raise InputError(f"{who!r}: {what} for {count} measurements, the input has {x.shape[0]}")
 
 
 class Memo:

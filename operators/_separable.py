@@ -1,8 +1,8 @@
 """Linear operators that act on rows and columns of an image apart: y = M_h x M_w^T per channel.
 
 An axis of length n has one matrix (m, n), made in float64 and kept per (n, dtype, device). Most are
-banded, so a product runs over blocks of outputs and the inputs they touch. The pseudo-inverse of a
-Kronecker product is that of its factors.
+banded, some across the border, so a product runs over blocks of outputs and the inputs they touch.
+The pseudo-inverse of a Kronecker product is that of its factors.
 """
 
 from __future__ import annotations
@@ -17,32 +17,67 @@ from torch import Tensor
 from posterior.operators._rowwise import Memo, by_row
 from posterior.operators.base import Operator, Shape, check_image
 
-_BLOCK = 128  # outputs per block
+_NARROW = 64  # non-zero entries in a row, up to which small blocks save more than they cost,
+_LONG = 64  # for axes longer than this
+_BLOCKS = {True: 32, False: 128}  # outputs per block, of narrow bands and of others
 
 
 @dataclass(frozen=True)
 class Bands:
-    """The matrix K^T of y = x K^T, as blocks: (first input, end of inputs, (inputs, outputs))."""
+    """The matrix K of y = K x along an axis, as blocks of outputs.
+
+    A block is (first input, end of inputs, K there (outputs, inputs)); a first input below 0 counts
+    from the end, and the band goes on at 0.
+    """
 
     blocks: tuple[tuple[int, int, Tensor], ...]
-    outputs: int
 
     @staticmethod
     def of(matrix: Tensor, dtype: torch.dtype, device: torch.device) -> Bands:
         """The non-zero columns of every block of rows of `matrix` (m, n)."""
+        narrow = max(matrix.shape) > _LONG and int((matrix != 0).sum(1).max()) <= _NARROW
         blocks = []
-        for part in torch.split(matrix, _BLOCK):
-            touched = part.abs().amax(0).nonzero()
-            low, high = (int(touched[0]), int(touched[-1]) + 1) if len(touched) else (0, 1)
-            blocks.append((low, high, part[:, low:high].T.to(device, dtype).contiguous()))
-        return Bands(tuple(blocks), matrix.shape[0])
+        for part in torch.split(matrix, _BLOCKS[narrow]):
+            low, high = _extent(part.abs().amax(0).nonzero()[:, 0], matrix.shape[1])
+            columns = torch.arange(low, high)  # from the end where negative
+            blocks.append((low, high, part[:, columns].to(device, dtype).contiguous()))
+        return Bands(tuple(blocks))
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """(..., n) -> (..., m)."""
+    def along_w(self, x: Tensor) -> Tensor:
+        """(..., H, n) -> (..., H, m)."""
         flat = x.reshape(-1, x.shape[-1])
-        parts = [flat[:, low:high] @ block for low, high, block in self.blocks]
-        y = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
-        return y.reshape(*x.shape[:-1], self.outputs)
+        parts = [_stretch(flat, 1, low, high) @ block.T for low, high, block in self.blocks]
+        return _joined(parts, 1).reshape(*x.shape[:-1], -1)
+
+    def along_h(self, x: Tensor) -> Tensor:
+        """(..., n, W) -> (..., m, W)."""
+        axis = x.ndim - 2
+        return _joined(
+            [block @ _stretch(x, axis, low, high) for low, high, block in self.blocks], axis
+        )
+
+
+def _extent(touched: Tensor, n: int) -> tuple[int, int]:
+    """The shortest stretch of n inputs, around the end if need be, with all those touched."""
+    if len(touched) == 0:
+        return 0, 1
+    gaps = torch.diff(touched, append=touched[:1] + n)
+    widest = int(gaps.argmax())
+    if int(gaps[-1]) == int(gaps[widest]):
+        return int(touched[0]), int(touched[-1]) + 1
+    return int(touched[widest + 1]) - n, int(touched[widest]) + 1
+
+
+def _stretch(x: Tensor, axis: int, low: int, high: int) -> Tensor:
+    """x[low:high] along an axis."""
+    if low >= 0:
+        return x.narrow(axis, low, high - low)
+    n = x.shape[axis]
+    return torch.cat([x.narrow(axis, n + low, -low), x.narrow(axis, 0, high)], axis)
+
+
+def _joined(parts: list[Tensor], axis: int) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
 
 
 def both_axes(x: Tensor, along_h: Bands, along_w: Bands) -> Tensor:
@@ -52,7 +87,7 @@ def both_axes(x: Tensor, along_h: Bands, along_w: Bands) -> Tensor:
             both_axes(x.real.contiguous(), along_h, along_w),
             both_axes(x.imag.contiguous(), along_h, along_w),
         )
-    return along_h(along_w(x).transpose(2, 3)).transpose(2, 3).contiguous()
+    return along_h.along_h(along_w.along_w(x))
 
 
 def pseudo_inverse(matrix: Tensor, dtype: torch.dtype) -> Tensor:
@@ -71,6 +106,7 @@ class Separable(Operator):
     _memo: Memo = field(default_factory=lambda: Memo(32), init=False)
 
     linear = True
+    units = "kept"
     has_pinv = True
 
     @abstractmethod

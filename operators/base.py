@@ -11,6 +11,7 @@ does not give that by itself (FFTs, matrix products, convolutions) calls it by `
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -23,6 +24,7 @@ from posterior.errors import CapabilityError, InputError, InputTypeError, unknow
 
 Pull = Callable[[Tensor], Tensor]
 Shape = tuple[int, ...]
+Units = Literal["own", "kept", "image"]
 
 
 class Operator(ABC):
@@ -37,6 +39,8 @@ class Operator(ABC):
         orthonormal_rows: A A^T = c I for some number c > 0.
         orthonormal_columns: A^T A = c I for some number c > 0.
         space: whether A takes an image or the latent of a latent model.
+        units: which numbers y has: "kept", those of x, as a blur; "image", those of an image in
+            [-1, 1], whatever x has; "own", others. Reports read a noise by it.
     """
 
     linear: bool = False
@@ -46,6 +50,14 @@ class Operator(ABC):
     orthonormal_rows: bool = False
     orthonormal_columns: bool = False
     space: Literal["image", "latent"] = "image"
+    units: Units = "own"
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Whoever writes `adjoint` or `pinv` gets a y that was looked at, as `forward` gets x."""
+        super().__init_subclass__(**kwargs)
+        for name in ("adjoint", "pinv"):
+            if name in cls.__dict__:
+                setattr(cls, name, _with_checked_y(cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -82,10 +94,15 @@ class Operator(ABC):
         """
         if not self.linear:
             raise CapabilityError(f"{self!r} is not linear: it has no adjoint")
+        check_tensor("y", y)
         x = torch.zeros(self.domain_shape(tuple(y.shape)), dtype=y.real.dtype, device=y.device)
         with torch.enable_grad():
             out = self(x.requires_grad_())
-        return _pull(out, x, y)
+        if out.shape != y.shape or (y.is_complex() and not out.is_complex()):
+            raise InputError(
+                f"{self!r} gives {out.dtype} {tuple(out.shape)}, y is {y.dtype} {tuple(y.shape)}"
+            )
+        return _pull(out, x, y.to(out.dtype))
 
     def pinv(self, y: Tensor) -> Tensor:
         """A^+ y, the least-squares solution of least norm."""
@@ -144,6 +161,23 @@ class Operator(ABC):
             if f.init and f.repr and not _is_default(f, getattr(self, f.name))
         ]
         return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def _with_checked_y(back: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """A method that takes y, after `check_tensor`."""
+
+    @functools.wraps(back)
+    def checked(self: Any, y: Tensor) -> Tensor:
+        check_tensor("y", y)
+        return back(self, y)
+
+    return checked
+
+
+def common_units(operators: Sequence[Operator]) -> Units:
+    """The units of measurements side by side."""
+    units = {op.units for op in operators}
+    return units.pop() if len(units) == 1 else "own"
 
 
 def _pull(y: Tensor, x: Tensor, u: Tensor) -> Tensor:

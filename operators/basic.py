@@ -16,6 +16,7 @@ class Identity(Operator):
     """y = x: denoising."""
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True
     orthonormal_columns = True
@@ -50,6 +51,7 @@ class ChannelMean(Operator):
     channels: int = 3
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True  # A A^T = 1 / C
 
@@ -106,6 +108,8 @@ class ComplexFromChannels(Operator):
 
     def adjoint(self, y: Tensor) -> Tensor:
         """The real parts, then the imaginary parts."""
+        if y.ndim < 2:
+            raise InputError(f"{self!r} gives (B, C, ...), y is {tuple(y.shape)}")
         return torch.cat([y.real, y.imag if y.is_complex() else torch.zeros_like(y)], dim=1)
 
     def pinv(self, y: Tensor) -> Tensor:

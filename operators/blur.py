@@ -10,6 +10,7 @@ Boundaries: "circular"; "reflect", the mirror at the centre of the border pixel 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor
 
 from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.notices import warn
 from posterior.operators._boundary import BOUNDARIES, convolution_matrix
 from posterior.operators._convolution import Filter
 from posterior.operators._rowwise import check_rows, take_rows
@@ -88,19 +90,20 @@ class Convolution(Operator):
     """Base class of the blurs with a two-dimensional kernel; a subclass sets `_filter`."""
 
     linear = True
+    units = "kept"
 
     _filter: Filter
     boundary: str
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(self, x)
-        check_rows(f"{self!r}: kernels", len(self._filter.kernel), x)
+        check_rows(self, "kernels", len(self._filter.kernel), x)
         self.range_shape(tuple(x.shape))
         return self._filter.forward(x)
 
     def adjoint(self, y: Tensor) -> Tensor:
         check_image(self, y)
-        check_rows(f"{self!r}: kernels", len(self._filter.kernel), y)
+        check_rows(self, "kernels", len(self._filter.kernel), y)
         h, w = self.domain_shape(tuple(y.shape))[2:]
         return self._filter.adjoint(y, (h, w))
 
@@ -109,14 +112,14 @@ class Convolution(Operator):
         if not self.has_pinv:
             raise CapabilityError(f"{self!r} has a pseudo-inverse for circular boundaries only")
         check_image(self, y)
-        check_rows(f"{self!r}: kernels", len(self._filter.kernel), y)
+        check_rows(self, "kernels", len(self._filter.kernel), y)
         return self._filter.circular(y, "pinv")
 
     def normal(self, x: Tensor) -> Tensor:
         if self.boundary != "circular":
             return self.adjoint(self(x))
         check_image(self, x)
-        check_rows(f"{self!r}: kernels", len(self._filter.kernel), x)
+        check_rows(self, "kernels", len(self._filter.kernel), x)
         return self._filter.circular(x, "normal")
 
     def domain_shape(self, y_shape: Shape) -> Shape:
@@ -157,7 +160,7 @@ class Blur(Convolution):
 
     Args:
         kernel: (kh, kw); or one for each measurement, (B, kh, kw) or (B, 1, kh, kw). Not
-            normalised.
+            normalised: a sum other than 1 is warned of.
         boundary: "reflect", "circular" or "valid". A kernel larger than the image is an error
             except for "circular", where it wraps around.
         center: (row, column) of the kernel's origin; needed for even sizes, else the middle.
@@ -181,7 +184,22 @@ class Blur(Convolution):
                 )
             kernel = kernel[:, 0]
         object.__setattr__(self, "kernel", kernel)
-        stack = kernel if kernel.ndim == 3 else kernel[None]
+        self._build()
+        warn_of_sums(kernel)
+
+    @staticmethod
+    def part(kernel: Tensor, boundary: str) -> Blur:
+        """With one of several kernels, whose sums are looked at together; odd sizes."""
+        out = object.__new__(Blur)
+        values = {"kernel": kernel, "boundary": boundary, "center": None, "correlation": False}
+        for name, value in values.items():
+            object.__setattr__(out, name, value)
+        out._build()
+        return out
+
+    def _build(self) -> None:
+        """The filter of the kernel."""
+        stack = self.kernel if self.kernel.ndim == 3 else self.kernel[None]
         center = self._center(stack.shape[1:])
         if self.correlation:
             stack = stack.flip(-2, -1)
@@ -207,7 +225,10 @@ class Blur(Convolution):
     def take(self, index: Sequence[int]) -> Blur:
         if self.kernel.ndim == 2 or len(self.kernel) == 1:
             return self
-        return Blur(take_rows(self.kernel, index), self.boundary, self.center, self.correlation)
+        out = copy.copy(self)
+        object.__setattr__(out, "kernel", take_rows(self.kernel, index))
+        out._build()
+        return out
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -275,4 +296,19 @@ def as_kernel(kernel: object) -> Tensor:
     return tensor
 
 
-__all__ = ["Blur", "Convolution", "GaussianBlur", "MotionBlur"]
+_SUM = 1e-3
+"""How far the sum of a kernel may be from 1: full scale is then off by a quarter of 1 / 255."""
+
+
+def warn_of_sums(kernels: Tensor) -> None:
+    """Warn where a kernel (..., kh, kw) does not sum to 1."""
+    sums = kernels.sum((-2, -1)).flatten()
+    off = sums[(sums - 1).abs() > _SUM]
+    if len(off):
+        warn(
+            f"the kernel sums to {float(off[0]):.4g}, not to 1, so y is brighter or darker than x:"
+            " divide it by its sum unless that is meant"
+        )
+
+
+__all__ = ["Blur", "Convolution", "GaussianBlur", "MotionBlur", "as_kernel", "warn_of_sums"]

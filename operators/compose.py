@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posterior.errors import CapabilityError, InputError, InputTypeError
-from posterior.operators.base import Operator, Pull, Shape
+from posterior.operators.base import Operator, Pull, Shape, common_units
 
 
 class Compose(Operator):
@@ -34,6 +34,7 @@ class Compose(Operator):
         exact = inner.orthonormal_rows or outer.orthonormal_columns
         self.has_pinv = exact and outer.has_pinv and inner.has_pinv
         self.space = inner.space
+        self.units = inner.units if outer.units == "kept" else outer.units
 
     def forward(self, x: Tensor) -> Tensor:
         return self.outer(self.inner(x))
@@ -103,6 +104,7 @@ class Stack(Operator):
         self.differentiable = all(op.differentiable for op in operators)
         self.surrogate_gradient = any(op.surrogate_gradient for op in operators)
         self.space = operators[0].space
+        self.units = common_units(operators)
         self._event: Shape | None = None
         self._layouts: dict[tuple[int, bool], set[_Layout]] = {}  # those seen, by (m, complex)
 
@@ -122,7 +124,7 @@ class Stack(Operator):
             part = y[:, start : start + size]
             start += size
             if pairs:
-                part = torch.view_as_complex(part.reshape(y.shape[0], -1, 2).contiguous())
+                part = torch.view_as_complex(part.reshape(y.shape[0], size // 2, 2).contiguous())
             out.append(part.reshape(y.shape[0], *shape))
         return out
 
@@ -208,7 +210,7 @@ class _Layout:
 def _flat(parts: list[Tensor]) -> Tensor:
     if not all(p.is_complex() for p in parts):
         parts = [torch.view_as_real(p.resolve_conj()) if p.is_complex() else p for p in parts]
-    return torch.cat([p.reshape(p.shape[0], -1) for p in parts], dim=1)
+    return torch.cat([p.reshape(p.shape[0], math.prod(p.shape[1:])) for p in parts], dim=1)
 
 
 def _sum(parts: list[Tensor]) -> Tensor:
@@ -226,6 +228,7 @@ class Bound(Operator):
         self.linear, self.differentiable = operator.linear, operator.differentiable
         self.surrogate_gradient = operator.surrogate_gradient
         self.has_pinv, self.space = operator.has_pinv, operator.space
+        self.units = operator.units
         self.orthonormal_rows = operator.orthonormal_rows
         self.orthonormal_columns = operator.orthonormal_columns
 

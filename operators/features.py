@@ -166,6 +166,9 @@ class SteerableFeatures(nn.Module):
         orientations: directions in [0, pi).
     """
 
+    smooth: Tensor
+    slope: Tensor
+
     def __init__(self, scales: int = 4, orientations: int = 4) -> None:
         super().__init__()
         self.scales = check_count("scales", scales, 1)

@@ -42,6 +42,7 @@ from posterior.operators.mask import Mask, Masking
 from posterior.streams import Noise, check_seed
 
 _AXES = (-2, -1)
+_checkerboards = Memo(16)
 
 
 def dft2(x: Tensor) -> Tensor:
@@ -54,6 +55,24 @@ def idft2(y: Tensor) -> Tensor:
     """Its inverse and adjoint F^H."""
     shifted = torch.fft.ifftshift(y, dim=_AXES)
     return torch.fft.fftshift(torch.fft.ifft2(shifted, norm="ortho"), dim=_AXES)
+
+
+def checkerboard(size: tuple[int, int], like: Tensor) -> Tensor | None:
+    """(-1)^(r_1 + r_2) for the pixels of an even size, (H, W), in the real dtype of `like`.
+
+    A factor (-1)^r before the FFT counts k from the middle, and (-1)^k after it counts r from
+    there, up to one sign, (-1)^((H + W) / 2). A product costs less than moving the quadrants. None
+    for odd sizes, whose factors are not real.
+    """
+    if size[0] % 2 or size[1] % 2:
+        return None
+    dtype = like.real.dtype
+
+    def build() -> Tensor:
+        h, w = (1 - 2.0 * (torch.arange(n) % 2) for n in size)
+        return torch.outer(h, w).to(like.device, dtype)
+
+    return _checkerboards((size, dtype, like.device), build)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -87,7 +106,11 @@ class SubsampledFourier(Operator):
     def forward(self, x: Tensor) -> Tensor:
         check_domain(self, x, self.complex_domain)
         weight = self._weight("keep", x)
-        return by_row(lambda row, b: _times(dft2(row), weight, b), x)
+        signs = checkerboard((x.shape[2], x.shape[3]), x)
+        if signs is None:
+            return by_row(lambda row, b: _times(dft2(row), weight, b), x)
+        plain = by_row(lambda row, _: torch.fft.fft2(row, norm="ortho"), x * signs)
+        return plain.mul_(self._signed("keep", weight, signs))
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self._back("keep", y)
@@ -132,12 +155,27 @@ class SubsampledFourier(Operator):
     def _back(self, which: str, y: Tensor) -> Tensor:
         check_image(self, y)
         weight = self._weight(which, y)
+        signs = checkerboard((y.shape[2], y.shape[3]), y)
 
         def one(row: Tensor, b: int) -> Tensor:
-            image = idft2(_times(row, weight, b))
+            if signs is None:
+                image = idft2(_times(row, weight, b))
+            else:
+                image = torch.fft.ifft2(row, norm="ortho")
             return image if self.complex_domain else image.real
 
-        return by_row(one, y)
+        if signs is None:
+            return by_row(one, y)
+        return by_row(one, y * self._signed(which, weight, signs)).mul_(signs)
+
+    def _signed(self, which: str, weight: Tensor | None, signs: Tensor) -> Tensor:
+        """The weight with the signs that centre an FFT of this size."""
+        one_sign = (-1) ** (sum(signs.shape) // 2)
+
+        def build() -> Tensor:
+            return one_sign * signs if weight is None else one_sign * signs * weight
+
+        return self._memo((which, "signed", signs.shape, signs.dtype, signs.device), build)
 
     def _weight(self, which: str, like: Tensor) -> Tensor | None:
         """M, or what goes with it, (1 or B, 1, H, W), in the real dtype of `like`; None for 1.
@@ -156,7 +194,7 @@ class SubsampledFourier(Operator):
             return keep.to(like.device, dtype)
 
         weight = self._memo((which, size, dtype, like.device), build)
-        check_rows(f"{self!r}: masks", len(weight), like)
+        check_rows(self, "masks", len(weight), like)
         return weight
 
     def _even(self, which: str, keep: Tensor) -> Tensor:
@@ -280,7 +318,7 @@ class CoilSensitivities(Operator):
             return power.to(like.device, dtype)
 
         values = self._memo((which, size, dtype, like.device), build)
-        check_rows(f"{self!r}: coil maps", len(values), like)
+        check_rows(self, "coil maps", len(values), like)
         return values
 
 

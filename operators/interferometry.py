@@ -46,7 +46,6 @@ Collaboration, ApJL 875 (2019) L2, L3, L4 (array, closures, imaging). Blackburn 
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 from abc import abstractmethod
@@ -58,15 +57,15 @@ import torch
 from torch import Tensor
 
 from posterior import rows
-from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.errors import InputError, InputTypeError
 from posterior.operators._rowwise import Memo, by_row
+from posterior.operators._sized import Sized
 from posterior.operators.base import (
     Operator,
     Shape,
     check_count,
     check_image,
     check_number,
-    check_size,
 )
 
 LIGHT = 299792458.0  # m / s
@@ -284,7 +283,7 @@ def _minimal(
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Visibilities(Operator):
+class Visibilities(Sized):
     """V_m = sum_j F_mj x_j: the image's Fourier transform at the baselines of an array.
 
     Args:
@@ -303,8 +302,7 @@ class Visibilities(Operator):
 
     def __post_init__(self) -> None:
         _check_sky(self.observation, self.field_of_view)
-        if self.size is not None:
-            object.__setattr__(self, "size", check_size(self.size))
+        self._set_size()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
@@ -332,31 +330,19 @@ class Visibilities(Operator):
         return by_row(one, y)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
-        if not isinstance(self.size, tuple):
-            raise CapabilityError(
-                f"{self!r} cannot tell the size of x from y: give size=(H, W), or bind it to the"
-                " shape of x, op.bind((1, H, W))"
-            )
+        size = self._known_size()
         if tuple(y_shape[1:]) != (len(self.observation),):
             raise InputError(f"{self!r} gives (B, {len(self.observation)}), not {y_shape}")
-        return (y_shape[0], 1, *self.size)
+        return (y_shape[0], 1, *size)
 
     def range_shape(self, x_shape: Shape) -> Shape:
         return (x_shape[0], len(self.observation))
-
-    def bind(self, event_shape: Shape) -> Visibilities:
-        if self.size is not None:
-            return self
-        out = copy.copy(self)  # with the same memo
-        object.__setattr__(out, "size", check_size(tuple(event_shape[-2:])))
-        return out
 
     def _check(self, x: Tensor) -> None:
         check_image(self, x)
         if x.is_complex() or x.shape[1] != 1:
             raise InputError(f"{self!r} takes real images of one channel, not {tuple(x.shape)}")
-        if self.size not in (None, tuple(x.shape[2:])):
-            raise InputError(f"{self!r} is for another size, x is {x.shape[2]} x {x.shape[3]}")
+        self._size_of(tuple(x.shape))
 
     def _factors(self, size: tuple[int, int], like: Tensor) -> tuple[Tensor, Tensor]:
         """F is separable: exp(2 pi i u l), (W, m), and exp(2 pi i v m) sinc^2 sinc^2, (H, m)."""
@@ -450,6 +436,8 @@ class TotalFlux(Operator):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "peak", check_number("peak", self.peak, 0))
+        if self.peak == 0:
+            raise InputError("peak must be > 0: nothing would be measured")
         object.__setattr__(self, "low", _check_low(self.low))
         object.__setattr__(self, "linear", self.low == 0)
 

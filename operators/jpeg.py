@@ -101,6 +101,8 @@ class JPEG(Operator):
     rounding: str = "straight-through"
     _memo: Memo = field(default_factory=Memo, init=False)
 
+    units = "image"
+
     def __post_init__(self) -> None:
         quality = check_count("quality", self.quality, 1)
         if quality > 100:

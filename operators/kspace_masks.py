@@ -29,10 +29,11 @@ for each. `SubsampledFourier` and `MRI` take them as `keep=`.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import TypeVar
 
@@ -43,7 +44,7 @@ from torch import Tensor
 from posterior.errors import InputError
 from posterior.operators._rowwise import Memo, take_rows
 from posterior.operators.base import check_count, check_number
-from posterior.operators.mask import Masking
+from posterior.operators.mask import Masking, warn_of_few
 from posterior.streams import Noise, check_seed
 
 _CENTER = 0.32  # center_fraction times acceleration in fastMRI: 0.08 at 4, 0.04 at 8
@@ -84,6 +85,7 @@ class AcceleratedMask(Masking):
             object.__setattr__(self, "seed", tuple(check_seed(s) for s in self.seed))
         else:
             object.__setattr__(self, "seed", check_seed(self.seed))
+        warn_of_few(self, 1 / acceleration)
 
     @abstractmethod
     def make(self, seed: int, height: int, width: int) -> Tensor:
@@ -104,7 +106,10 @@ class AcceleratedMask(Masking):
         if not isinstance(self.seed, tuple) or len(self.seed) == 1:
             return self
         which = take_rows(torch.arange(len(self.seed)), index).tolist()
-        return replace(self, seed=tuple(self.seed[i] for i in which))
+        out = copy.copy(self)
+        object.__setattr__(out, "seed", tuple(self.seed[i] for i in which))
+        object.__setattr__(out, "_memo", Memo())
+        return out
 
     def _middle(self, size: int) -> tuple[int, int]:
         """First and number of the lines of one axis that are always sampled."""

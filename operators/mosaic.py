@@ -35,6 +35,7 @@ class BayerMosaic(Operator):
     _memo: Memo = field(default_factory=Memo, init=False)
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True
 

@@ -73,7 +73,7 @@ class NonUniformFourier(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         check_domain(self, x, self.complex_domain)
-        check_rows(f"{self!r}: trajectories", len(self.trajectory), x)
+        check_rows(self, "trajectories", len(self.trajectory), x)
         image = x if x.is_complex() else torch.complex(x, torch.zeros_like(x))
         y: Tensor = _Transform.apply(image, self)  # type: ignore[no-untyped-call]  # torch's
         return y
@@ -107,7 +107,7 @@ class NonUniformFourier(Operator):
         expected = self.range_shape((y.shape[0], *event))
         if tuple(y.shape) != expected:
             raise InputError(f"{self!r} gives {expected} for x of {event}, y is {tuple(y.shape)}")
-        check_rows(f"{self!r}: trajectories", len(self.trajectory), y)
+        check_rows(self, "trajectories", len(self.trajectory), y)
         check_image(self, y[..., None])
         image = self.sums(y if y.is_complex() else y + 0j, (event[1], event[2]), back=True)
         return image if self.complex_domain else image.real.contiguous()

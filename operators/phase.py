@@ -29,6 +29,7 @@ from torch import Tensor
 from posterior.errors import InputError
 from posterior.operators._rowwise import Memo, by_row
 from posterior.operators.base import Operator, Shape, check_count, check_image, check_number
+from posterior.operators.fourier import checkerboard
 from posterior.streams import Noise, check_seed
 
 _AXES = (-2, -1)
@@ -55,13 +56,17 @@ class PhaseRetrieval(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(self, x)
-        size = tuple(self._padded(n) for n in x.shape[2:])
+        height, width = (self._padded(n) for n in x.shape[2:])
+        signs = checkerboard((height, width), x)
 
         def one(row: Tensor, b: int) -> Tensor:
             # moduli do not see where in the padded frame the image stands, nor a shift before F
-            return _modulus(torch.fft.fft2(row, s=size, norm="ortho"), self.squared)
+            return _modulus(torch.fft.fft2(row, s=(height, width), norm="ortho"), self.squared)
 
-        return by_row(one, _density(self, x, self.low))
+        u = _density(self, x, self.low)
+        if signs is None:
+            return torch.fft.fftshift(by_row(one, u), dim=_AXES)
+        return by_row(one, u * signs[: x.shape[2], : x.shape[3]])
 
     def domain_shape(self, y_shape: Shape) -> Shape:
         return (*y_shape[:2], *(self._unpadded(n) for n in y_shape[2:]))
@@ -115,16 +120,20 @@ class CodedDiffraction(Operator):
         check_image(self, x)
         height, width = x.shape[2:]
         dtype = torch.complex128 if x.real.dtype == torch.float64 else torch.complex64
-        codes = self._memo(
-            (height, width, dtype, x.device),
-            lambda: self.codes(height, width).to(x.device, dtype),
-        )
+        signs = checkerboard((height, width), x)
+
+        def build() -> Tensor:
+            codes = self.codes(height, width).to(x.device, dtype)
+            return codes if signs is None else codes * signs
+
+        codes = self._memo((height, width, dtype, x.device), build)
 
         def one(row: Tensor, b: int) -> Tensor:
-            seen = torch.fft.fft2(row[:, :, None] * codes, norm="ortho")
-            return _modulus(seen, self.squared).flatten(1, 2)
+            return _modulus(torch.fft.fft2(row, norm="ortho"), self.squared).flatten(1, 2)
 
-        return by_row(one, _density(self, x, self.low))
+        # of all rows at once: factors of 1, i, -1, -i do not round
+        y = by_row(one, _density(self, x, self.low)[:, :, None] * codes)
+        return y if signs is not None else torch.fft.fftshift(y, dim=_AXES)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
         if y_shape[1] % self.patterns:
@@ -152,6 +161,4 @@ def _density(who: object, x: Tensor, low: float) -> Tensor:
 
 
 def _modulus(z: Tensor, squared: bool) -> Tensor:
-    """The moduli of uncentred Fourier coefficients, zero frequency moved to the middle."""
-    size = z.real * z.real + z.imag * z.imag if squared else z.abs()
-    return torch.fft.fftshift(size, dim=_AXES)
+    return (z * z.conj()).real if squared else z.abs()

@@ -16,7 +16,7 @@ from posterior.operators._boundary import padded_index
 from posterior.operators._convolution import Filter
 from posterior.operators._separable import Separable
 from posterior.operators.base import check_choice, check_count, check_image
-from posterior.operators.blur import as_kernel
+from posterior.operators.blur import as_kernel, warn_of_sums
 
 KERNELS = ("average", "bicubic", "bicubic-matlab")
 
@@ -50,6 +50,7 @@ class SuperResolution(Separable):
         kernel = as_kernel(self.kernel)
         if kernel.ndim != 2:
             raise InputError(f"kernel must be (kh, kw), not {tuple(kernel.shape)}")
+        warn_of_sums(kernel)
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "has_pinv", False)
         pads = []

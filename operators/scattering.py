@@ -43,7 +43,6 @@ al., arXiv 2503.11043) has Born with 360, 180 and 60 receivers.
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -52,15 +51,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import InputError
 from posterior.operators._rowwise import Memo, by_row
+from posterior.operators._sized import Sized
 from posterior.operators.base import (
     Operator,
     Shape,
     check_count,
     check_image,
     check_number,
-    check_size,
 )
 
 _TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-12}
@@ -87,6 +86,8 @@ class _Scattering(Operator):
             if getattr(self, name) == 0:
                 raise InputError(f"{name} must be > 0")
         put("contrast", check_number("contrast", self.contrast, -math.inf))
+        if self.contrast == 0:
+            raise InputError("contrast must not be 0: nothing would scatter")
         put("transmitters", check_count("transmitters", self.transmitters, 1))
         put("receivers", check_count("receivers", self.receivers, 1))
 
@@ -164,7 +165,7 @@ class _Green:
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class BornScattering(_Scattering):
+class BornScattering(_Scattering, Sized):
     """y_tr = k^2 int G(r - z) contrast x(z) G(z - t) dz: single scattering, linear.
 
     Args:
@@ -183,14 +184,11 @@ class BornScattering(_Scattering):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.size is not None:
-            object.__setattr__(self, "size", check_size(self.size))
+        self._set_size()
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        if self.size not in (None, tuple(x.shape[2:])):
-            raise InputError(f"{self!r} is for another size, x is {x.shape[2]} x {x.shape[3]}")
-        green = self._green((x.shape[2], x.shape[3]), x)
+        green = self._green(self._size_of(tuple(x.shape)), x)
 
         def one(row: Tensor, _: int) -> Tensor:
             f = self.contrast * row.reshape(1, -1)
@@ -210,23 +208,12 @@ class BornScattering(_Scattering):
         return by_row(one, y)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
-        if not isinstance(self.size, tuple):
-            raise CapabilityError(
-                f"{self!r} cannot tell the size of x from y: give size=(H, W), or bind it to the"
-                " shape of x, op.bind((1, H, W))"
-            )
+        size = self._known_size()
         if tuple(y_shape[1:]) != (self.transmitters, self.receivers):
             raise InputError(
                 f"{self!r} gives (B, {self.transmitters}, {self.receivers}), not {y_shape}"
             )
-        return (y_shape[0], 1, *self.size)
-
-    def bind(self, event_shape: Shape) -> BornScattering:
-        if self.size is not None:
-            return self
-        out = copy.copy(self)  # with the same memo
-        object.__setattr__(out, "size", check_size(tuple(event_shape[-2:])))
-        return out
+        return (y_shape[0], 1, *size)
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)

@@ -21,9 +21,11 @@ subsampled orthonormal transform).
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import abstractmethod
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -39,12 +41,15 @@ from posterior.operators.base import (
     check_image,
     check_number,
 )
+from posterior.operators.mask import warn_of_few
 from posterior.operators.matrix import MatrixOperator
 from posterior.streams import Noise, check_seed
 
 _MOST = 2**28  # entries of a dense matrix: 1 GiB as they are kept, three times that in use
 _CHUNK = 2**20  # entries that are drawn at a time
 _TRANSFORMS = ("dct", "hadamard")
+
+Self = TypeVar("Self", bound="_Sensing")
 
 
 class _Sensing(Operator):
@@ -66,6 +71,12 @@ class _Sensing(Operator):
         object.__setattr__(self, "seed", check_seed(self.seed))
         if self.event_shape is not None:
             object.__setattr__(self, "event_shape", tuple(self.event_shape))
+        warn_of_few(self, ratio)
+
+    def bind(self: Self, event_shape: Shape) -> Self:
+        out = copy.copy(self)  # with the same memo: what is built for one serves the other
+        object.__setattr__(out, "event_shape", tuple(event_shape))
+        return out
 
     def vjp(self, x: Tensor) -> tuple[Tensor, Pull]:
         return self(x), lambda u: self._back("adjoint", u, tuple(x.shape[1:]))
@@ -96,9 +107,6 @@ class _Sensing(Operator):
     def _back(self, which: str, y: Tensor, event: Shape) -> Tensor:
         """The adjoint or the pseudo-inverse, by name."""
 
-    def _keep_memo(self, other: _Sensing) -> None:
-        object.__setattr__(self, "_memo", other._memo)
-
 
 @dataclass(frozen=True, eq=False, repr=False)
 class GaussianSensing(_Sensing):
@@ -123,16 +131,12 @@ class GaussianSensing(_Sensing):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(self, x)
-        matrix = self._matrix(math.prod(x.shape[2:]))
-        return matrix(x.reshape(x.shape[0] * x.shape[1], -1)).reshape(*x.shape[:2], -1)
+        n = math.prod(x.shape[2:])
+        flat = x.reshape(x.shape[0] * x.shape[1], n)
+        return self._matrix(n)(flat).reshape(*x.shape[:2], self._count(n))
 
     def normal(self, x: Tensor) -> Tensor:
         return self._back("adjoint", self(x), tuple(x.shape[1:]))
-
-    def bind(self, event_shape: Shape) -> GaussianSensing:
-        bound = GaussianSensing(self.ratio, self.seed, event_shape)
-        bound._keep_memo(self)
-        return bound
 
     def _back(self, which: str, y: Tensor, event: Shape) -> Tensor:
         self._check_y(y, event)
@@ -201,11 +205,6 @@ class StructuredSensing(_Sensing):
         n = signs.numel()
         coefficients = self._transform(x * signs).flatten(2)
         return coefficients[:, :, index] * math.sqrt(n / len(index))
-
-    def bind(self, event_shape: Shape) -> StructuredSensing:
-        bound = StructuredSensing(self.ratio, self.transform, self.seed, event_shape)
-        bound._keep_memo(self)
-        return bound
 
     def _back(self, which: str, y: Tensor, event: Shape) -> Tensor:
         self._check_y(y, event)

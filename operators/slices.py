@@ -36,6 +36,7 @@ class Slicewise(Operator):
         self.linear, self.differentiable = operator.linear, operator.differentiable
         self.surrogate_gradient = operator.surrogate_gradient
         self.has_pinv, self.space = operator.has_pinv, operator.space
+        self.units = operator.units
         self.orthonormal_rows = operator.orthonormal_rows
         self.orthonormal_columns = operator.orthonormal_columns
         self._same = operator.take([0]) is operator  # A has no parameters that differ by row
@@ -105,6 +106,8 @@ class Slicewise(Operator):
 
     def _parts(self, x: Tensor) -> list[Tensor]:
         """The slices as rows for A, so that rows meet their parameters."""
+        if x.ndim < 2 or 0 in x.shape[1:]:
+            raise InputError(f"{self!r} takes and gives volumes, not {tuple(x.shape)}")
         stack = volumes.slices(x, self._axis(x.ndim - 1))
         if self._same:
             return [stack.flatten(0, 1)]

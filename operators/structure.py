@@ -23,6 +23,7 @@ from posterior.operators.base import (
     check_count,
     check_image,
     check_number,
+    common_units,
 )
 
 
@@ -45,6 +46,7 @@ class Crop(Operator):
     image: int | tuple[int, int] | None = None
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True
 
@@ -117,6 +119,7 @@ class SelectChannels(Operator):
     of: int | None = None
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True
 
@@ -220,6 +223,7 @@ class PerChannel(Operator):
         self.differentiable = all(op.differentiable for op in operators)
         self.surrogate_gradient = any(op.surrogate_gradient for op in operators)
         self.has_pinv = all(op.has_pinv for op in operators)
+        self.units = common_units(operators)
 
     def forward(self, x: Tensor) -> Tensor:
         parts = zip(self.operators, self._split(x), strict=True)

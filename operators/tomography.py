@@ -33,7 +33,6 @@ discrete A (there is no closed form), so there is no `pinv`.
 
 from __future__ import annotations
 
-import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
@@ -50,6 +49,7 @@ from posterior.operators._projector import (
     pixel_centres,
 )
 from posterior.operators._rowwise import Memo, by_row
+from posterior.operators._sized import Sized
 from posterior.operators.base import (
     Operator,
     Pull,
@@ -58,7 +58,6 @@ from posterior.operators.base import (
     check_count,
     check_image,
     check_number,
-    check_size,
 )
 from posterior.operators.noise import GaussianNoise, PoissonNoise
 
@@ -76,7 +75,7 @@ _TAPER = 10.0  # degrees over which the ends of a scan fade where other views ha
 
 
 @dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Tomography(Operator):
+class Tomography(Sized):
     """Base class of the scanners: a subclass says where a point casts its shadow."""
 
     views: int | None = None
@@ -109,8 +108,7 @@ class Tomography(Operator):
             put("detectors", check_count("detectors", self.detectors, 1))
         if self.spacing is not None:
             put("spacing", _positive("spacing", self.spacing))
-        if self.size is not None:
-            put("size", check_size(self.size))
+        self._set_size()
         check_choice("backend", self.backend, BACKENDS)
 
     @property
@@ -174,28 +172,15 @@ class Tomography(Operator):
         return by_row(lambda row, _: self._fbp(row, window), y)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
-        if not isinstance(self.size, tuple):
-            raise CapabilityError(
-                f"{self!r} cannot tell the size of x from y: give size=(H, W), or bind it to the"
-                " shape of x, ct.bind((C, H, W))"
-            )
-        expected = (len(self.degrees), self.detector_of(self.size)[0])
+        size = self._known_size()
+        expected = (len(self.degrees), self.detector_of(size)[0])
         if tuple(y_shape[2:]) != expected:
             raise InputError(f"{self!r} gives (B, C, {expected[0]}, {expected[1]}), not {y_shape}")
-        return (*y_shape[:2], *self.size)
+        return (*y_shape[:2], *size)
 
     def range_shape(self, x_shape: Shape) -> Shape:
-        size = (x_shape[2], x_shape[3])
-        if self.size not in (None, size):
-            raise InputError(f"{self!r} is for another size, x is {size[0]} x {size[1]}")
+        size = self._size_of(x_shape)
         return (*x_shape[:2], len(self.degrees), self.detector_of(size)[0])
-
-    def bind(self, event_shape: Shape) -> Tomography:
-        if self.size is not None:
-            return self
-        out = copy.copy(self)  # with the same memo: what is built for one serves the other
-        object.__setattr__(out, "size", check_size(tuple(event_shape[-2:])))
-        return out
 
     def _projector(self, size: tuple[int, int], like: Tensor) -> Projector:
         """Kept for each (size, dtype, device)."""

@@ -54,6 +54,7 @@ class Luma(Operator):
     standard: str = "rec601"
 
     linear = True
+    units = "kept"
     has_pinv = True
     orthonormal_rows = True  # A A^T = |w|^2
 
@@ -124,6 +125,8 @@ class HDRClipping(Pointwise):
 
     factor: float = 2.0
 
+    units = "image"
+
     def __post_init__(self) -> None:
         object.__setattr__(self, "factor", _positive("factor", self.factor))
 
@@ -150,6 +153,7 @@ class Quantisation(Pointwise):
     levels: int
 
     surrogate_gradient = True
+    units = "image"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "levels", check_count("levels", self.levels, 2))
@@ -236,6 +240,8 @@ class Camera(Pointwise):
 
     exposure: float = 1.0
     response: str = "srgb"
+
+    units = "image"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "exposure", _positive("exposure", self.exposure))

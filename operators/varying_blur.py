@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 from posterior.errors import InputError, InputTypeError
+from posterior.operators._boundary import BOUNDARIES
 from posterior.operators._rowwise import Memo
 from posterior.operators.base import Operator, Shape, check_choice, check_count, check_number
-from posterior.operators.blur import Blur, as_kernel
+from posterior.operators.blur import Blur, as_kernel, warn_of_sums
 from posterior.operators.defocus import Defocus
 
 LAYOUTS = ("grid", "radial")
@@ -53,8 +54,10 @@ class SpaceVaryingBlur(Operator):
     _memo: Memo = field(default_factory=Memo, init=False)
 
     linear = True
+    units = "kept"
 
     def __post_init__(self) -> None:
+        check_choice("boundary", self.boundary, BOUNDARIES)
         kernels = _stacked(self.kernels)
         if isinstance(self.weights, str):
             check_choice("weights", self.weights, LAYOUTS)
@@ -68,7 +71,9 @@ class SpaceVaryingBlur(Operator):
         if isinstance(self.weights, Tensor) and len(self.weights) != len(flat):
             raise InputError(f"{len(flat)} kernels, but {len(self.weights)} maps of weights")
         object.__setattr__(self, "kernels", kernels)
-        object.__setattr__(self, "_blurs", tuple(Blur(k, self.boundary) for k in flat))
+        object.__setattr__(self, "_blurs", tuple(Blur.part(k, self.boundary) for k in flat))
+        if isinstance(self.weights, str):  # maps of one's own may make up for the sums
+            warn_of_sums(flat)
 
     @staticmethod
     def defocus(

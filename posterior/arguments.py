@@ -29,11 +29,11 @@ def build_problem(
     source_prior: Prior | None = None,
 ) -> tuple[Problem, tuple[int, ...]]:
     """The problem and the shape of one x, checked as far as no network is needed."""
-    for name, value in (("prior", prior), ("source_prior", source_prior)):
-        if not isinstance(value, Prior) and not (name == "source_prior" and value is None):
+    for what, given in (("prior", prior), ("source_prior", source_prior)):
+        if not isinstance(given, Prior) and not (what == "source_prior" and given is None):
             raise InputTypeError(
-                f"{name} must be a Prior (posterior.load_prior, posterior.priors.*), not"
-                f" {type(value).__name__}"
+                f"{what} must be a Prior (posterior.load_prior, posterior.priors.*), not"
+                f" {type(given).__name__}"
             )
     if source_prior is not None:
         source_prior = _beside(prior, source_prior, source)

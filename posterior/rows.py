@@ -41,7 +41,8 @@ def total(x: Tensor) -> Tensor:
         short = -x.shape[1] % _BLOCK if x.shape[1] > _BLOCK else 0
         if short:
             x = pad(x, (0, short))
-        x = x.reshape(x.shape[0], -1, min(_BLOCK, x.shape[1])).sum(-1)
+        block = min(_BLOCK, x.shape[1])
+        x = x.reshape(x.shape[0], x.shape[1] // block, block).sum(-1)
     return x[:, 0] if x.shape[1] else x.new_zeros(x.shape[0])
 
 

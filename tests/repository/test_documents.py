@@ -64,6 +64,25 @@ def test_extending() -> None:
         torch.testing.assert_close(mask(x), y)
 
 
+def test_write_your_own(capsys: pytest.CaptureFixture[str]) -> None:
+    """The blocks run one after the other, with the assertions that stand in them."""
+    code = blocks("docs/write_your_own.md")
+    names: dict[str, object] = {"__name__": "write_your_own"}
+    for block in code:
+        exec(compile(block, "docs/write_your_own.md", "exec", dont_inherit=True), names)
+    first = code[0].split("class Diagonal")[1].split("\n")
+    assert len([line for line in first if line.strip()]) <= 10
+    out = capsys.readouterr().out
+    assert "Diagonal(): nothing wrong" in out
+    assert "Saturation(knee=0.8) @ GaussianBlur(sigma=1): nothing wrong" in out
+    result = names["result"]
+    assert isinstance(result, posterior.Samples)
+    assert result.draws.shape == (2, 1, 1, 16, 16)
+    assert torch.isfinite(result.draws).all()
+    y, x = names["A"](names["truth"]), torch.tensor(names["least_squares"])  # type: ignore[operator]
+    torch.testing.assert_close(names["A"](x[None].float()), y, rtol=0, atol=1e-4)  # type: ignore[operator]
+
+
 def test_readme() -> None:
     """The Python blocks of the README, on a prior that costs nothing."""
     code = blocks("README.md")
