@@ -40,9 +40,12 @@ def load_prior(
         name: "photo", the diffusion prior of natural photographs in the package; a folder that a
             diffusers pipeline was saved to; the name of one on the hub, "owner/name"; or a file:
             the weights of an ADM or EDM network, or of a photo prior of one's own.
-        device, dtype, variant, rows, low_memory: of a pipeline, see
-            `posterior.priors.pipelines.load_pipeline_prior`; the first two and `rows` of a file
-            too, see `posterior.priors.checkpoints.load_checkpoint`.
+        device: where it runs, such as "cuda"; default: the CPU. `prior.to(device)` moves it later.
+        rows: the fixed batch of one network call; default: 1 on a CPU, 4 on a GPU.
+        low_memory: spend time instead of memory: gradients compute activations again, guidance is
+            two passes, an autoencoder works in tiles.
+        dtype: of the weights of a pipeline, or of an ADM or EDM network; default: float32.
+        variant: of the files of a pipeline, such as "fp16".
         config: of a file, what its tensors do not show.
 
     Raises:
@@ -61,16 +64,15 @@ def load_prior(
         "config": config,
     }
     if os.fspath(name) == "photo":
-        given = [key for key, value in options.items() if value not in (None, False)]
+        given = [key for key in ("dtype", "variant", "config") if options[key] is not None]
         if given:
             raise InputError(f"{', '.join(given)}: the photo prior has no such option")
-        return _photo()
+        return _photo(device=device, rows=rows, low_memory=low_memory)
     if Path(name).is_file():
         from posterior.priors.checkpoints import load_checkpoint
 
-        for key in ("variant", "low_memory"):
-            if options.pop(key):
-                raise InputError(f"{key}: the prior of a file has no such option")
+        if options.pop("variant"):
+            raise InputError("variant: the prior of a file has no such option")
         return load_checkpoint(name, **options)
     if is_pipeline_name(name):
         if options.pop("config") is not None:
@@ -81,11 +83,11 @@ def load_prior(
     raise unknown_name("prior", name, BUNDLED)
 
 
-def _photo() -> Prior:
+def _photo(**options: Any) -> Prior:
     from posterior.priors.bundled import PhotoPrior
 
     weights = resources.files("posterior") / "priors" / "weights" / "photo.safetensors"
     with resources.as_file(weights) as path:
         if not Path(path).is_file():
             raise FileProblem(f"the weights of the photo prior are missing: {path}")
-        return PhotoPrior.load(path)
+        return PhotoPrior.load(path, **options)

@@ -256,7 +256,8 @@ def seen_by(network: nn.Module) -> Iterator[list[tuple[float, Tensor]]]:
     calls: list[tuple[float, Tensor]] = []
 
     def record(_: nn.Module, args: tuple[Any, ...], named: dict[str, Any]) -> None:
-        x, time = args or (named["hidden_states"], named["timestep"])
+        x = args[0] if args else named["hidden_states"]
+        time = args[1] if len(args) > 1 else named["timestep"]
         calls.append((float(torch.as_tensor(time).flatten()[0]), x.clone()))
 
     hook = network.register_forward_pre_hook(record, with_kwargs=True)

@@ -1,6 +1,7 @@
 """Priors: what x looks like, as a denoiser at every noise level."""
 
 from posterior.estimates import Denoised
+from posterior.priors.autoguidance import Autoguided
 from posterior.priors.base import Prior
 from posterior.priors.bundled import PhotoPrior
 from posterior.priors.check import check
@@ -10,6 +11,7 @@ from posterior.priors.network import NetworkPrior
 from posterior.priors.slices import Slices
 
 __all__ = [
+    "Autoguided",
     "Denoised",
     "Gaussian",
     "GaussianMixture",

@@ -15,6 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from posterior.devices import as_device
 from posterior.errors import CapabilityError, InputError
 from posterior.estimates import Denoised, Estimate, Pull
 from posterior.schedules import Schedule
@@ -52,7 +53,8 @@ class Prior(ABC):
         range: the interval that x0 lives in, or None for unbounded.
         rows: the fixed batch of one evaluation of `denoise`; None for a denoiser whose rows do not
             depend on the batch in the first place.
-        evaluations: network evaluations in one call of `denoise` (2 for classifier-free guidance).
+        evaluations: network evaluations in one call of `denoise` (2 for classifier-free guidance),
+            at most.
         graph_bytes: memory per element of x that a vector-Jacobian product holds, for chunking.
     """
 
@@ -82,7 +84,7 @@ class Prior(ABC):
         """The estimate at (x_t, t); without gradients."""
         with torch.no_grad():
             blocks = [part._denoised(x, time) for part, x, time in self._blocks(x_t, t)]
-        self.counts.nfe += self.evaluations * x_t.shape[0]
+        self.counts.nfe += self.evaluations_at(t) * x_t.shape[0]
         return self._estimate(x_t, t, blocks)
 
     def vjp(self, x_t: Tensor, t: float | Tensor) -> tuple[Estimate, Pull]:
@@ -96,11 +98,11 @@ class Prior(ABC):
                 leaf = x.detach().requires_grad_()
                 inputs.append(leaf)
                 outputs.append(part._denoised(leaf, time))
-        self.counts.nfe += self.evaluations * x_t.shape[0]
+        self.counts.nfe += self.evaluations_at(t) * x_t.shape[0]
         estimate = self._estimate(x_t, t, [_detached(out) for out in outputs])
 
         def pull(u: Tensor) -> Tensor:
-            self.counts.vjp += self.evaluations * x_t.shape[0]
+            self.counts.vjp += self.evaluations_at(t) * x_t.shape[0]
             pulled, start = [], 0
             for leaf, out in zip(inputs, outputs, strict=True):
                 block = u[start : start + leaf.shape[0]].to(out.x0.dtype)
@@ -117,6 +119,15 @@ class Prior(ABC):
         """The prior conditioned on a prompt, a label or a component: same weights, cheap."""
         raise CapabilityError(f"{type(self).__name__} cannot be conditioned")
 
+    def to(self, device: str | torch.device) -> Prior:
+        """The prior on a device; networks are moved in place, as in torch."""
+        target = as_device(device)
+        if target.type == self.device.type and target.index in (None, self.device.index):
+            return self
+        raise CapabilityError(
+            f"{type(self).__name__} stays on {self.device}: make it of tensors on {target}"
+        )
+
     def take(self, index: Sequence[int]) -> Prior:
         """The prior with its per-measurement conditions selected; default: nothing to select."""
         return self
@@ -125,6 +136,10 @@ class Prior(ABC):
         """Raise `InputError` if the prior cannot make an x of that shape."""
         if self.event_shape is not None and event != self.event_shape:
             raise InputError(f"the prior makes x of shape {self.event_shape}, not {event}")
+
+    def evaluations_at(self, t: float | Tensor) -> int:
+        """Network evaluations of a row at time t: `evaluations`, or fewer where less is needed."""
+        return self.evaluations
 
     @property
     def needs_signal(self) -> bool:

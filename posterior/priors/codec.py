@@ -151,6 +151,7 @@ class Decoder(Operator):
     """
 
     space: Literal["image", "latent"] = "latent"
+    units = "image"
 
     def __init__(self, codec: LatentCodec) -> None:
         self.codec = codec

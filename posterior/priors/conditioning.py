@@ -6,7 +6,13 @@ Ho & Salimans 2022: with the outputs f(x_t, c) under a condition and f(x_t, n) u
     f = f(x_t, n) + w (f(x_t, c) - f(x_t, n))       w = `scale`, 1 = plain; costs 2 evaluations
 
 CFG++ (Chung et al. 2024) takes x0 from f, with w in [0, 1], but re-noises with the eps of
-f(x_t, n): `Estimate.eps_renoise`.
+f(x_t, n): `Estimate.eps_renoise`. Large scales overexpose, against which (Lin et al. 2023, eq. 15
+and 16) f is brought to the standard deviation, over one row, of the conditional output, in part:
+
+    f' = phi f std(f(x_t, c)) / std(f) + (1 - phi) f                                phi = `rescale`
+
+and guidance only helps at some noise levels (Kynkaanniemi et al. 2024, eq. 6): for sigma / alpha in
+(low, high] = `interval` the output is f, elsewhere f(x_t, c) at one evaluation.
 """
 
 from __future__ import annotations
@@ -21,6 +27,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from posterior import rows as by_row
+from posterior.devices import share
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.estimates import Denoised, Estimate
 from posterior.priors.base import Counts
@@ -54,6 +62,10 @@ class Branch:
         rows = {k: v[torch.as_tensor(index, device=v.device)] for k, v in self.inputs.items()}
         return Branch(rows, shared=False)
 
+    def to(self, device: torch.device) -> Branch:
+        """The same inputs on a device."""
+        return replace(self, inputs={k: v.to(device) for k, v in self.inputs.items()})
+
     def expanded(self, rows: int) -> dict[str, Tensor]:
         """The inputs of so many rows, laid out alike whether they are shared or not."""
         return {k: v.expand(rows, *v.shape[1:]).contiguous() for k, v in self.inputs.items()}
@@ -68,6 +80,8 @@ class Condition:
         negative: what it is guided away from; None where one evaluation is enough.
         scale: the guidance scale w.
         plus: CFG++.
+        rescale: part to which the guided output takes the spread of the conditional one.
+        interval: of sigma / alpha, (low, high], where guidance is on; None for everywhere.
         text: how the condition reads in a report.
     """
 
@@ -75,6 +89,8 @@ class Condition:
     negative: Branch | None = None
     scale: float = 1.0
     plus: bool = False
+    rescale: float = 0.0
+    interval: tuple[float, float] | None = None
     text: str = ""
 
     @property
@@ -93,6 +109,26 @@ class Condition:
         negative = None if self.negative is None else self.negative.take(index)
         return replace(self, positive=self.positive.take(index), negative=negative)
 
+    def to(self, device: torch.device) -> Condition:
+        """The same condition on a device."""
+        negative = None if self.negative is None else self.negative.to(device)
+        return replace(self, positive=self.positive.to(device), negative=negative)
+
+    def guided(self, negative: Tensor, positive: Tensor) -> Tensor:
+        """The output that follows from those of both branches, (rows, *event)."""
+        output = negative + self.scale * (positive - negative)
+        if not self.rescale:
+            return output
+        ratio = by_row.expand(_spread(positive) / _spread(output), output)
+        return (self.rescale * ratio + (1 - self.rescale)) * output
+
+    def applies(self, ratio: float | Tensor) -> bool | Tensor:
+        """Whether guidance is on at that sigma / alpha, a number or (rows,)."""
+        if self.interval is None:
+            return True
+        low, high = self.interval
+        return (ratio > low) & (ratio <= high)
+
 
 class ConditionedPrior(NetworkPrior):
     """A network that is told a condition: a prompt, embeddings, a label.
@@ -102,12 +138,14 @@ class ConditionedPrior(NetworkPrior):
 
     Attributes:
         one_batch: evaluate both branches in one batch of 2 `rows`, or one after the other in half
-            the memory; fixed for a prior, since the two differ by rounding.
+            the memory. None: in one where it fits what a call may take (`devices.share`) with its
+            gradient, by `graph_bytes`. The two differ by rounding, so the choice depends on nothing
+            but prior, size and machine.
         embeds_scale: the network takes the scale as an input (distilled guidance): one evaluation,
             and no negative condition.
     """
 
-    one_batch: bool = True
+    one_batch: bool | None = None
     embeds_scale: bool = False
     _condition: Condition | None = None
 
@@ -129,6 +167,8 @@ class ConditionedPrior(NetworkPrior):
         scale: float = 1.0,
         *,
         plus: bool = False,
+        rescale: float = 0.0,
+        interval: tuple[float, float] | None = None,
     ) -> ConditionedPrior:
         """The prior under a condition: the same weights; encoders run here, once.
 
@@ -137,13 +177,17 @@ class ConditionedPrior(NetworkPrior):
             negative: what to guide away from, likewise; default: the empty condition.
             scale: classifier-free guidance as in diffusers, 1 = none.
             plus: CFG++: follow the guided x0, re-noise without guidance; scale in [0, 1].
+            rescale: in [0, 1], `guidance_rescale` of diffusers: against overexposure.
+            interval: guide only where low < sigma / alpha <= high; elsewhere one evaluation.
         """
         scale = self._check_scale(scale, plus)
-        if self.embeds_scale and (negative is not None or plus):
+        if self.embeds_scale and (negative is not None or plus or rescale or interval):
             raise CapabilityError(
-                f"{self!r} has its guidance built in: give scale=, no negative= and no plus="
+                f"{self!r} has its guidance built in: give scale=, no negative= and no plus=,"
+                " rescale= or interval="
             )
         guided = plus or (scale != 1 and not self.embeds_scale)
+        interval = _check_ways(guided, plus, rescale, interval)
         if negative is not None and not guided:
             raise InputError("negative= has no effect at scale=1: give a larger scale")
         positive = self._branch(condition)
@@ -152,8 +196,11 @@ class ConditionedPrior(NetworkPrior):
             _check_alike(positive, negatives)
         other = self._copy()
         text = repr(condition) if not isinstance(condition, Tensor) else "embeddings"
-        other._condition = Condition(positive, negatives, scale, plus, text)
+        other._condition = Condition(
+            positive, negatives, scale, plus, float(rescale), interval, text
+        )
         other.evaluations = len(other._condition.branches)
+        other.graph_bytes = self.graph_bytes // self.evaluations * other.evaluations
         other.counts = Counts()
         return other
 
@@ -165,22 +212,42 @@ class ConditionedPrior(NetworkPrior):
         other._condition = self._condition.take(index)
         return other
 
+    def to(self, device: str | torch.device) -> ConditionedPrior:
+        """Move the network, in place, and the condition; return the prior."""
+        super().to(device)
+        if self._condition is not None:
+            self._condition = self._condition.to(self.device)
+        return self
+
     @property
     def measurements(self) -> int | None:
         """How many measurements there are conditions for; None for any number."""
         return None if self._condition is None else self._condition.count
 
+    def evaluations_at(self, t: float | Tensor) -> int:
+        """One evaluation at a time without guidance; for times by row the most there can be."""
+        return 1 if self._unguided(t) else self.evaluations
+
     def denoise(self, x_t: Tensor, t: float | Tensor) -> Denoised:
         """E[x0 | x_t] under the condition."""
         condition = self._condition or self._empty()
+        if self._unguided(t):
+            condition = replace(condition, negative=None)
         x, time = self._inputs(x_t, t)
         outputs = self._outputs(x, time, condition)
         if len(outputs) == 1:
             return self._read(outputs[0], x_t, t)
         negative, positive = outputs
-        output = negative + condition.scale * (positive - negative)
         if self.learned_variance:  # guidance is for the mean; the variance is the condition's own
-            output = torch.cat([output[:, : x_t.shape[1]], positive[:, x_t.shape[1] :]], 1)
+            mean, variance = self._halves(positive, x_t)
+            mean = condition.guided(self._halves(negative, x_t)[0], mean)
+            output = torch.cat([mean, variance], 1)
+        else:
+            output = condition.guided(negative, positive)
+        if condition.interval is not None and isinstance(t, Tensor) and t.ndim:
+            alpha, sigma = self.schedule(t)
+            applies = torch.as_tensor(condition.applies(sigma / alpha), device=output.device)
+            output = by_row.where(applies, output, positive)
         guided = self._read(output, x_t, t)
         if not condition.plus:
             return guided
@@ -197,11 +264,25 @@ class ConditionedPrior(NetworkPrior):
     def _outputs(self, x: Tensor, time: Tensor, condition: Condition) -> list[Tensor]:
         """The network's output under every branch."""
         told = [branch.expanded(x.shape[0]) for branch in condition.branches]
-        if len(told) == 1 or not self.one_batch:
+        if len(told) == 1 or not self._together(x):
             return [self._run(x, time, inputs, condition.scale) for inputs in told]
         both = {k: torch.cat([inputs[k] for inputs in told]) for k in told[0]}
         out = self._run(torch.cat([x, x]), torch.cat([time, time]), both, condition.scale)
         return list(out.chunk(2))
+
+    def _together(self, x: Tensor) -> bool:
+        """Whether both branches of a block go through the network in one batch."""
+        if self.one_batch is not None:
+            return self.one_batch
+        return x.numel() * self.graph_bytes <= share(x.device)
+
+    def _unguided(self, t: float | Tensor) -> bool:
+        """Whether the time, one for all rows, is outside the interval of guidance."""
+        condition = self._condition
+        if condition is None or condition.interval is None or (isinstance(t, Tensor) and t.ndim):
+            return False
+        alpha, sigma = self.schedule(float(t))
+        return not condition.applies(sigma / alpha if alpha else math.inf)
 
     def _call(self, x: Tensor, time: Tensor, *told: Any) -> Tensor:
         return self._told(x, time, *told)
@@ -240,6 +321,32 @@ class ConditionedPrior(NetworkPrior):
         if plus and number > 1:
             raise InputError(f"the scale of CFG++ is in [0, 1], got {number}")
         return number
+
+
+def _check_ways(
+    guided: bool, plus: bool, rescale: float, interval: tuple[float, float] | None
+) -> tuple[float, float] | None:
+    """The interval of guidance, after a check of it and of the other ways to guide."""
+    if isinstance(rescale, bool) or not isinstance(rescale, (int, float)):
+        raise InputTypeError(f"rescale must be a number, not {type(rescale).__name__}")
+    if not 0 <= rescale <= 1:
+        raise InputError(f"rescale must be in [0, 1], got {rescale}")
+    if interval is not None:
+        if not isinstance(interval, (tuple, list)) or len(interval) != 2:
+            raise InputTypeError(f"interval must be (low, high) of sigma / alpha, got {interval!r}")
+        interval = (float(interval[0]), float(interval[1]))
+        if not 0 <= interval[0] < interval[1]:
+            raise InputError(f"interval must have 0 <= low < high, got {interval}")
+    if (rescale or interval) and (plus or not guided):
+        why = "are not for CFG++" if plus else "have no effect at scale=1: give a larger scale"
+        raise InputError(f"rescale= and interval= {why}")
+    return interval
+
+
+def _spread(x: Tensor) -> Tensor:
+    """The standard deviation over each row times the root of its size, (rows,)."""
+    mean = by_row.expand(by_row.total(x) / x[0].numel(), x)
+    return by_row.norm(x - mean)
 
 
 def _rows(inputs: Inputs) -> int:

@@ -19,15 +19,19 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
+from posterior.devices import as_device
 from posterior.errors import InputError, InputTypeError
 from posterior.estimates import Denoised, Parametrisation, to_x0
 from posterior.priors.base import Prior
+from posterior.priors.recomputing import recompute_blocks
 from posterior.rows import expand
 from posterior.schedules import Discrete, Schedule
 
 Output = Parametrisation | Literal["edm"]
 KINDS = (*get_args(Parametrisation), "edm")
+_INPUT_BYTES = 64  # per element of x, where of a row only the input is kept
 
 
 class NetworkPrior(Prior):
@@ -46,6 +50,10 @@ class NetworkPrior(Prior):
             variance of a step lies (Nichol & Dhariwal 2021, eq. 15; `transitions.LearnedVariance`).
         sigma_data: the standard deviation of the data, for "edm".
         compute_dtype: autocast the module to this dtype (torch.bfloat16, ...).
+        graph_bytes: memory per element of x that a vector-Jacobian product holds, for chunking.
+        low_memory: keep less for a vector-Jacobian product and compute it again: the inside of each
+            block where the network knows its blocks (ours and those of diffusers), or else all but
+            the input. Costs one more forward pass in each pull, which is not counted as NFE.
 
     The module runs in the dtype of its weights; x is cast on the way in and out, and everything
     else happens in the dtype of x_t.
@@ -65,6 +73,7 @@ class NetworkPrior(Prior):
         sigma_data: float = 0.5,
         compute_dtype: torch.dtype | None = None,
         graph_bytes: int = 2000,
+        low_memory: bool = False,
     ) -> None:
         super().__init__()
         if not isinstance(module, nn.Module):
@@ -90,12 +99,24 @@ class NetworkPrior(Prior):
         self.sigma_data = float(sigma_data)
         self.compute_dtype = compute_dtype
         self.graph_bytes = graph_bytes
+        self._whole = low_memory and not recompute_blocks(module)  # checkpoint the whole network
+        if self._whole:
+            self.graph_bytes = min(graph_bytes, _INPUT_BYTES)
         weight = next(iter(module.parameters()), None)
         self._weight_dtype = None if weight is None else weight.dtype
         if weight is not None:
             self.dtype, self.device = weight.dtype, weight.device
             if not weight.dtype.is_floating_point or weight.dtype.itemsize < 4:
                 self.dtype = torch.float32  # half-precision weights; states stay in float32
+
+    def to(self, device: str | torch.device) -> NetworkPrior:
+        """Move the network, in place as torch does, and return the prior.
+
+        Priors that `given` made of it share the weights and have a `to` of their own.
+        """
+        self.device = as_device(device)
+        self.module.to(self.device)
+        return self
 
     def denoise(self, x_t: Tensor, t: float | Tensor) -> Denoised:
         """E[x0 | x_t], and where the variance of a step lies, if the network has learned it."""
@@ -106,9 +127,11 @@ class NetworkPrior(Prior):
         times = _per_row(t, x_t)
         if self.parametrisation != "edm":
             return x_t, self._time(times)
-        alpha, ratio, total = self._edm(x_t, t)
+        alpha, sigma = self.schedule(t)
+        ratio = torch.as_tensor(sigma / alpha, dtype=torch.float64)
         time = torch.log(ratio) / 4 if self.time is None else self.time(times)
-        return x_t / alpha * _like(1 / total.sqrt(), x_t), time
+        size = (sigma**2 + (self.sigma_data * alpha) ** 2) ** 0.5  # alpha / c_in
+        return x_t * _like(1 / size, x_t), time.expand(x_t.shape[0])
 
     def _read(self, output: Tensor, x_t: Tensor, t: float | Tensor) -> Denoised:
         """What an output of the network says about x0."""
@@ -122,16 +145,11 @@ class NetworkPrior(Prior):
             )
         if self.parametrisation != "edm":
             return Denoised(to_x0(output, self.parametrisation, x_t, t, self.schedule), share)
-        alpha, ratio, total = self._edm(x_t, t)
+        alpha, sigma = self.schedule(t)
         data = self.sigma_data
-        skip, out = _like(data**2 / total, x_t), _like(ratio * data / total.sqrt(), x_t)
-        return Denoised(skip * (x_t / alpha) + out * output, share)
-
-    def _edm(self, x_t: Tensor, t: float | Tensor) -> tuple[float | Tensor, Tensor, Tensor]:
-        """Alpha beside x_t, and r and r^2 + sigma_data^2 as (B,) float64."""
-        alpha, sigma = self.schedule(_per_row(t, x_t))
-        ratio = sigma / alpha
-        return _like(alpha, x_t), ratio, ratio**2 + self.sigma_data**2
+        square = sigma**2 + (data * alpha) ** 2
+        skip = _like(data**2 * alpha / square, x_t)  # c_skip / alpha
+        return Denoised(skip * x_t + _like(sigma * data / square**0.5, x_t) * output, share)
 
     def _time(self, times: Tensor) -> Tensor:
         if self.time is not None:
@@ -148,8 +166,11 @@ class NetworkPrior(Prior):
         )
         with cast:
             # a half-precision time cannot tell index 998 from 1000
-            time = time.to(torch.promote_types(inner, torch.float32))
-            output = self._call(x.to(inner), time, *told)
+            time = time.to(x.device, torch.promote_types(inner, torch.float32))
+            if self._whole and torch.is_grad_enabled():
+                output = checkpoint(self._call, x.to(inner), time, *told, use_reentrant=False)
+            else:
+                output = self._call(x.to(inner), time, *told)
         if not isinstance(output, Tensor):
             raise InputTypeError(
                 f"the network must return a tensor, not {type(output).__name__}: wrap it"
@@ -196,13 +217,13 @@ class NetworkPrior(Prior):
 
 
 def _per_row(t: float | Tensor, x: Tensor) -> Tensor:
-    """A time for each row of x, (B,) float64."""
-    return torch.as_tensor(t, dtype=torch.float64, device=x.device).expand(x.shape[0])
+    """A time for each row of x, (B,) float64; a number stays on the CPU until it is needed."""
+    return torch.as_tensor(t, dtype=torch.float64).expand(x.shape[0])
 
 
-def _like(value: Tensor, x: Tensor) -> float | Tensor:
-    """A float64 value per row, in the dtype of x and beside it."""
-    return expand(value.to(x.dtype), x)
+def _like(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A value, or one per row in float64, in the dtype of x and beside it."""
+    return expand(value.to(x.dtype), x) if isinstance(value, Tensor) else value
 
 
 def check_image_event(event: tuple[int, ...], channels: int, multiple: int) -> None:

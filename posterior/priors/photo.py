@@ -23,6 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from posterior.priors.recomputing import Recomputed
+
 
 @dataclass(frozen=True)
 class PhotoConfig:
@@ -53,7 +55,7 @@ def compute_dtype(device: torch.device) -> torch.dtype | None:
     return torch.bfloat16 if supported is not None and supported() else None
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Residual block: two 3x3 convolutions, scaled and shifted in between by the noise level."""
 
     def __init__(self, channels: int, config: PhotoConfig) -> None:

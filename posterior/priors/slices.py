@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from posterior import volumes
@@ -60,17 +61,17 @@ class Slices(Prior):
         """The estimate at (x_t, t); without gradients."""
         prior, flat, times = self._rows_of(x_t, t)
         estimate = self._volumes_of(prior(flat, times), x_t, t)
-        self.counts.nfe += self.evaluations * x_t.shape[0]
+        self.counts.nfe += self.evaluations_at(t) * x_t.shape[0]
         return estimate
 
     def vjp(self, x_t: Tensor, t: float | Tensor) -> tuple[Estimate, Pull]:
         """The estimate and pull(u) = u^T dx0/dx_t, slice by slice."""
         prior, flat, times = self._rows_of(x_t, t)
         estimate, pull_slices = prior.vjp(flat, times)
-        self.counts.nfe += self.evaluations * x_t.shape[0]
+        self.counts.nfe += self.evaluations_at(t) * x_t.shape[0]
 
         def pull(u: Tensor) -> Tensor:
-            self.counts.vjp += self.evaluations * x_t.shape[0]
+            self.counts.vjp += self.evaluations_at(t) * x_t.shape[0]
             return self._stacked(pull_slices(volumes.slices(u, self.axis).flatten(0, 1)), x_t)
 
         return self._volumes_of(estimate, x_t, t), pull
@@ -88,6 +89,12 @@ class Slices(Prior):
         """Every slice under the condition; one per measurement is one per volume."""
         return Slices(self.prior.given(condition, negative, scale), self.depth, self.axis)
 
+    def to(self, device: str | torch.device) -> Slices:
+        """Move the prior of slices."""
+        self.prior = self.prior.to(device)
+        self.device = self.prior.device
+        return self
+
     def take(self, index: Sequence[int]) -> Slices:
         """The conditions of the measurements `index`; without such conditions, the prior itself."""
         if self.measurements is None:
@@ -104,6 +111,10 @@ class Slices(Prior):
                 f"x must have {depth} slices on axis {self.axis}, its shape is {event}"
             )
         self.prior.check_event(volumes.slice_shape(event, self.axis))
+
+    def evaluations_at(self, t: float | Tensor) -> int:
+        """As the prior of slices, for each slice."""
+        return self.prior.evaluations_at(t)
 
     @property
     def needs_signal(self) -> bool:

@@ -78,6 +78,69 @@ def test_cfg_plus_plus(prior: Any, x: Tensor) -> None:
         prior.given("a cat", scale=7.5, plus=True)
 
 
+def test_rescaled_guidance_is_the_formula(prior: Any, x: Tensor) -> None:
+    """Lin et al. 2023, eq. 15 and 16: the spread over a row, whoever is beside it."""
+    cat, empty = prior.given("a cat")(x, T).eps, prior.given("")(x, T).eps
+    guided = empty + 3 * (cat - empty)
+    std = [out.flatten(1).std(1).view(-1, 1, 1, 1) for out in (cat, guided)]
+    want = 0.7 * guided * std[0] / std[1] + 0.3 * guided
+    rescaled = prior.given("a cat", scale=3.0, rescale=0.7)
+    assert torch.allclose(rescaled(x, T).eps, want, atol=1e-4)
+    assert torch.equal(rescaled(x[1:2], T).x0, rescaled(x, T).x0[1:2])
+    assert torch.equal(
+        prior.given("a cat", scale=3.0, rescale=0)(x, T).x0,
+        prior.given("a cat", scale=3.0)(x, T).x0,
+    )
+
+
+def test_guidance_in_an_interval(prior: Any, x: Tensor) -> None:
+    """Kynkaanniemi et al. 2024, eq. 6: outside the conditional network alone, at half price."""
+    levels = {t: prior.schedule.level(t).ratio for t in (0.2, 0.6, 0.9)}
+    given = prior.given("a cat", scale=3.0, interval=(levels[0.2], levels[0.6]))
+    full, plain = prior.given("a cat", scale=3.0), prior.given("a cat")
+    for t, same in ((0.2, plain), (0.6, full), (0.9, plain)):  # open below, closed above
+        before = given.counts.nfe, given.counts.vjp
+        estimate, pull = given.vjp(x, t)
+        pull(x)
+        assert torch.equal(estimate.x0, same(x, t).x0)
+        calls = 3 * (2 if same is full else 1)
+        assert (given.counts.nfe - before[0], given.counts.vjp - before[1]) == (calls, calls)
+    mixed = given(x, torch.tensor([0.2, 0.6, 0.9], dtype=torch.float64)).x0
+    for k, (t, same) in enumerate(((0.2, plain), (0.6, full), (0.9, plain))):
+        assert torch.allclose(mixed[k : k + 1], same(x[k : k + 1], t).x0, atol=1e-4)
+
+
+def test_wrong_ways_to_guide(prior: Any) -> None:
+    for ways, error, message in (
+        ({"rescale": 1.5}, InputError, r"in \[0, 1\]"),
+        ({"rescale": "a"}, InputTypeError, "rescale must be a number"),
+        ({"interval": (3.0, 1.0)}, InputError, "0 <= low < high"),
+        ({"interval": 3.0}, InputTypeError, "interval must be"),
+        ({"rescale": 0.5, "scale": 1.0}, InputError, "no effect at scale=1"),
+        ({"rescale": 0.5, "scale": 0.5, "plus": True}, InputError, "not for CFG"),
+    ):
+        with pytest.raises(error, match=message):
+            prior.given("a cat", **{"scale": 3.0, **ways})
+
+
+def test_one_batch_or_two_passes_by_memory(
+    sd: StableDiffusionPipeline, x: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both branches together where the graph of both fits a call."""
+    prior = posterior.prior_from_pipeline(sd, rows=2)
+    given = prior.given("a cat", scale=4.0)
+    assert given.graph_bytes == 2 * prior.graph_bytes
+    assert given.given("dog").graph_bytes == prior.graph_bytes
+    block = 2 * x[0].numel() * given.graph_bytes
+    sizes: list[int] = []
+    hook = sd.unet.register_forward_pre_hook(lambda _, args: sizes.append(args[0].shape[0]))
+    for budget in (block, block - 1):
+        monkeypatch.setattr("posterior.priors.conditioning.share", lambda _, b=budget: b)
+        given(x[:2], T)
+    hook.remove()
+    assert sizes == [4, 2, 2]
+
+
 def test_two_passes_are_one_batch_up_to_rounding(sd: StableDiffusionPipeline, x: Tensor) -> None:
     one = posterior.prior_from_pipeline(sd).given("a cat", scale=4.0)
     two = posterior.prior_from_pipeline(sd).given("a cat", scale=4.0)

@@ -34,6 +34,7 @@ import posterior
 from posterior import grids, guidance, operators, priors
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.estimates import Estimate
+from posterior.guidance.base import Guidance
 from posterior.priors.pipelines import flow_transformers as flows
 from posterior.priors.pipelines.schedule import read
 from posterior.schedules import CLEAN, RectifiedFlow
@@ -236,7 +237,11 @@ class Dressed(nn.Module):
         return (out,)
 
 
-def test_a_gaussian_in_both_dresses_has_the_same_posterior_draws() -> None:
+METHODS = [guidance.DPS(), guidance.DDS(), guidance.DAPS()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_gaussian_in_both_dresses_has_the_same_posterior_draws(method: Guidance) -> None:
     """In float64, to rounding: sign, time and the order in a patch are those of a flow."""
     event = (4, 4, 6)
     mean = 0.3 * start(event)[0].double()
@@ -245,7 +250,7 @@ def test_a_gaussian_in_both_dresses_has_the_same_posterior_draws() -> None:
     operator = operators.Mask.random(keep_fraction=0.5, seed=1)
     object.__setattr__(operator, "space", "latent")  # of x itself, not of its image
     y = operator(start(event, 1).double())
-    run: dict[str, Any] = {"noise": 0.2, "method": guidance.DPS(), "n": 2, "seed": 0}
+    run: dict[str, Any] = {"noise": 0.2, "method": method, "n": 2, "seed": 0}
     run["grid"] = grids.of_ratios(exact.schedule, [9.0, 3.0, 1.0, 0.3, 0.1, 0.0])[0]
     want = posterior.sample(exact, operator, y, **run).draws
 

@@ -27,6 +27,7 @@ import posterior
 from posterior import grids, guidance, operators, priors
 from posterior.errors import CapabilityError, FileProblem, InputError
 from posterior.estimates import Estimate
+from posterior.guidance.base import Guidance
 from posterior.priors.pipelines.schedule import LinearDiscrete, read
 from posterior.schedules import CLEAN, Discrete
 
@@ -54,6 +55,8 @@ def test_a_saved_pipeline_loads_as_the_same_prior(pixel_folder: Path) -> None:
     assert torch.allclose(prior(x, 0.5).x0, same(x, 0.5).x0, atol=1e-5)
     assert prior.home_grid(4) == same.home_grid(4)
     assert prior.default_shape == (3, 8, 8)
+    weight = prior.module.conv_in.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last)
     again = posterior.load_prior(str(pixel_folder), dtype=torch.bfloat16, rows=2)
     assert again.rows == 2
     assert torch.allclose(again(x, 0.5).x0, prior(x, 0.5).x0, atol=0.1)
@@ -110,7 +113,11 @@ def test_broken_folders(pixel_folder: Path, sd_folder: Path, tmp_path: Path) -> 
 def test_wrong_families(pixel_folder: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(pixel_folder, tmp_path / "copy"))
     index = json.loads((folder / "model_index.json").read_text())
-    for name in ("StableDiffusionUpscalePipeline", ["code", "MyPipeline"]):
+    for name in (
+        "StableDiffusionUpscalePipeline",
+        "ConsistencyModelPipeline",
+        ["code", "MyPipeline"],
+    ):
         (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": name}))
         with pytest.raises(CapabilityError, match="not a family that can be a prior"):
             posterior.load_prior(folder)
@@ -124,12 +131,25 @@ def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(InputError, match="did you mean 'photo'"):
         posterior.load_prior("foto")
     with pytest.raises(InputError, match="no such option"):
-        posterior.load_prior("photo", device="cpu")
+        posterior.load_prior("photo", dtype=torch.float64)
 
 
 def test_half_precision_on_a_cpu(pixel_folder: Path) -> None:
     with pytest.raises(CapabilityError, match="float16 on a CPU"):
         posterior.load_prior(pixel_folder, dtype=torch.float16)
+
+
+def test_a_pipeline_moves_with_all_its_parts() -> None:
+    """Network, encoders, autoencoder and condition, to torch's device without numbers."""
+    pipe = stable_diffusion()
+    prior = posterior.prior_from_pipeline(pipe).given(["a cat", "dog"], scale=2.0).to("meta")
+    assert prior.device.type == "meta"
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+        assert {weight.device.type for weight in part.parameters()} == {"meta"}
+    x = torch.empty(2, 4, 8, 8, device="meta")
+    estimate, pull = prior.vjp(x, 0.5)
+    assert pull(x).device.type == estimate.x0.device.type == "meta"
+    assert prior.codec.decode(x).shape == (2, 3, 16, 16)
 
 
 def test_without_diffusers(pixel_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +246,11 @@ DRESSES = {
 }
 
 
-def test_a_gaussian_in_every_dress_has_the_same_posterior_draws() -> None:
+METHODS = [guidance.DPS(), guidance.DDS(), guidance.DAPS()]
+
+
+@pytest.mark.parametrize("method", METHODS, ids=lambda method: type(method).__name__)
+def test_a_gaussian_in_every_dress_has_the_same_posterior_draws(method: Guidance) -> None:
     """On the same sigma / alpha the draws agree to rounding, and with those of the exact prior.
 
     The levels do too: a scheduler's table is single precision, its interpolation is not.
@@ -236,7 +260,7 @@ def test_a_gaussian_in_every_dress_has_the_same_posterior_draws() -> None:
     operator = operators.Mask.random(keep_fraction=0.5, seed=1)
     y = operator(start((1, 4, 4), 1).double())
     ratios = [9.0, 3.0, 1.0, 0.3, 0.1, 0.0]
-    run: dict[str, Any] = {"noise": 0.2, "method": guidance.DPS(), "n": 2, "seed": 0}
+    run: dict[str, Any] = {"noise": 0.2, "method": method, "n": 2, "seed": 0}
 
     exact = priors.Gaussian(mean, variance)
     levels, _ = grids.of_ratios(exact.schedule, ratios)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 import torch
 from diffusers import (
     DDIMScheduler,
+    DPMSolverMultistepScheduler,
     EDMEulerScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
@@ -17,6 +19,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    UniPCMultistepScheduler,
 )
 from pipeline_helpers import (
     drawing,
@@ -53,10 +56,14 @@ def moves(steps: int) -> Iterator[Tensor]:
         yield Noise.single(0, EVENT).at(k)("move")
 
 
-def compare(pipe: Any, steps: int, scale: float = 1.0, negative: str | None = None) -> None:
+def compare(
+    pipe: Any, steps: int, scale: float = 1.0, negative: str | None = None, rescale: float = 0.0
+) -> None:
     """Latents, decoded images and every call of the network, to 1e-4 of the largest entry."""
-    prior = posterior.prior_from_pipeline(pipe).given("a cat", negative, scale)
+    prior = posterior.prior_from_pipeline(pipe).given("a cat", negative, scale, rescale=rescale)
     calls = {"num_inference_steps": steps, "guidance_scale": scale, "negative_prompt": negative}
+    if rescale:
+        calls["guidance_rescale"] = rescale
     with seen_by(pipe.unet) as home:
         latents = pipe("a cat", latents=start(EVENT), output_type="latent", **calls).images
     with seen_by(pipe.unet) as here:
@@ -110,6 +117,25 @@ def test_euler(sd: StableDiffusionPipeline, config: dict[str, Any]) -> None:
     sd.scheduler = sd_scheduler(EulerDiscreteScheduler, **config)
     compare(sd, 3, scale=1.0)
     compare(sd, 6, scale=7.5)
+
+
+def test_rescaled_guidance(sd: StableDiffusionPipeline, xl: Any) -> None:
+    """At zero terminal SNR, as Lin et al. 2023 use it."""
+    sd.scheduler = sd_scheduler(DDIMScheduler, **DDIM[3])
+    compare(sd, 4, scale=7.5, rescale=0.7)
+    xl.scheduler = sd_scheduler(DDIMScheduler, **DDIM[3])
+    compare(xl, 3, scale=5.0, negative="dog", rescale=0.4)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_turbo(sd: StableDiffusionPipeline, xl: Any, steps: int) -> None:
+    """SD-Turbo and SDXL-Turbo are these networks with these schedulers, without guidance."""
+    sd.scheduler = sd_scheduler(EulerDiscreteScheduler, timestep_spacing="trailing")
+    compare(sd, steps)
+    xl.scheduler = sd_scheduler(EulerAncestralDiscreteScheduler, timestep_spacing="trailing")
+    numbers = [*itertools.islice(moves(steps), steps - 1), torch.zeros(1, *EVENT)]
+    with drawing(iter(numbers), "schedulers.scheduling_euler_ancestral_discrete"):
+        compare(xl, steps)
 
 
 def test_heun(sd: StableDiffusionPipeline) -> None:
@@ -252,6 +278,23 @@ def test_the_front_door_takes_a_latent_prior(sd: StableDiffusionPipeline) -> Non
     assert out.latents is not None
     with pytest.raises(InputError, match="crop to 16x22 or pad to 16x24"):
         posterior.restore(picture[..., :23], operator, **run)
+
+
+@pytest.mark.parametrize(
+    "kind", [PNDMScheduler, DPMSolverMultistepScheduler, UniPCMultistepScheduler]
+)
+def test_schedulers_of_higher_order(sd: StableDiffusionPipeline, kind: Any) -> None:
+    """The model is read off them; only their own steps are refused, and the way out works."""
+    sd.scheduler = sd_scheduler(DDIMScheduler)
+    x = start(EVENT)
+    want = posterior.prior_from_pipeline(sd).given("a cat")(x, 0.5).x0
+    sd.scheduler = kind.from_config(sd.scheduler.config)
+    prior = posterior.prior_from_pipeline(sd)
+    assert torch.equal(prior.given("a cat")(x, 0.5).x0, want)
+    with pytest.raises(CapabilityError, match=f"{kind.__name__} are not reproduced.*DDIMScheduler"):
+        prior.home()
+    sd.scheduler = DDIMScheduler.from_config(sd.scheduler.config)
+    assert len(posterior.prior_from_pipeline(sd).home_grid(4)) == 5
 
 
 def test_bad_input(sd: StableDiffusionPipeline) -> None:

@@ -7,8 +7,16 @@ import torch
 from torch import Tensor, nn
 
 from posterior.errors import InputError, PosteriorError
-from posterior.priors import Gaussian, GaussianMixture, NetworkPrior, Prior, Slices, check
-from posterior.schedules import EDM, Discrete, RectifiedFlow
+from posterior.priors import (
+    Autoguided,
+    Gaussian,
+    GaussianMixture,
+    NetworkPrior,
+    Prior,
+    Slices,
+    check,
+)
+from posterior.schedules import EDM, VE, Discrete, RectifiedFlow
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -61,6 +69,14 @@ PRIORS: dict[str, Callable[[], Prior]] = {
     ),
     "network edm, rows 4": lambda: NetworkPrior(
         Small().double(), "edm", EDM(), event_shape=(2, 6, 5), rows=4
+    ),
+    "network eps, low memory": lambda: NetworkPrior(
+        Small().double(), "eps", Discrete.linear(50), event_shape=(2, 6, 5), low_memory=True
+    ),
+    "autoguided mixture": lambda: Autoguided(
+        GaussianMixture([0.2, 0.8], random(2, 5), 0.4, schedule=VE()),
+        Gaussian(random(5), 0.7, schedule=VE()),
+        1.8,
     ),
     "slices of a mixture": lambda: Slices(GaussianMixture([0.2, 0.8], random(2, 2, 3), spd(6)), 3),
     "slices of a network, rows 4": lambda: Slices(
@@ -140,11 +156,12 @@ def test_dtype_follows_x(prior: Prior) -> None:
 def test_counts(prior: Prior) -> None:
     x = noisy(prior, 3)
     prior(x, middle(prior))
-    assert (prior.counts.nfe, prior.counts.vjp) == (3, 0)
+    each = 3 * prior.evaluations
+    assert (prior.counts.nfe, prior.counts.vjp) == (each, 0)
     _, pull = prior.vjp(x, middle(prior))
     pull(x)
     pull(x)
-    assert (prior.counts.nfe, prior.counts.vjp) == (6, 6)
+    assert (prior.counts.nfe, prior.counts.vjp) == (2 * each, 2 * each)
 
 
 def test_inputs_are_left_alone_and_wrong_ones_refused(prior: Prior) -> None:

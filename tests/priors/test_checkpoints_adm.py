@@ -597,5 +597,9 @@ def test_photo_networks_of_ones_own(tmp_path: Path) -> None:
     net.save(path)
     prior = posterior.load_prior(path)
     assert isinstance(prior, priors.PhotoPrior)
-    with pytest.raises(InputError, match="rows"):
-        posterior.load_prior(path, rows=2)
+    other = posterior.load_prior(path, rows=2, low_memory=True)
+    assert other.rows == 2
+    assert other.module.encoder[0][0].recompute
+    assert not prior.module.encoder[0][0].recompute
+    with pytest.raises(InputError, match="config: a photo prior has no such option"):
+        posterior.load_prior(path, config={})

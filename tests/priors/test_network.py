@@ -1,12 +1,20 @@
 """NetworkPrior: an exact denoiser dressed up as every parametrisation; variance; casting."""
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor, nn
 
+import posterior
+from posterior import guidance, operators
 from posterior.errors import InputError, InputTypeError
 from posterior.estimates import Estimate
+from posterior.fingerprints import fingerprint
 from posterior.priors import Gaussian, NetworkPrior
+from posterior.priors.checkpoints.adm import ADMConfig, ADMNet
+from posterior.priors.checkpoints.edm import EDMConfig, EDMNet
+from posterior.priors.photo import PhotoConfig, PhotoNet
 from posterior.schedules import (
     EDM,
     VE,
@@ -210,3 +218,118 @@ def test_wrong_constructions_and_outputs() -> None:
         NetworkPrior(TwoHeads(0.0), "eps", table)(torch.zeros(1, 3, 4, 4), 0.5)
     with pytest.raises(InputError, match="6 output channels"):
         NetworkPrior(Recorder(), "eps", table, learned_variance=True)(torch.zeros(1, 3, 4, 4), 0.5)
+
+
+class Wide(nn.Module):
+    """A network that knows no blocks; it counts its calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.inner = nn.Sequential(nn.Linear(3, 50), nn.Tanh(), nn.Linear(50, 3), nn.Tanh())
+        self.calls = 0
+
+    def forward(self, x: Tensor, time: Tensor) -> Tensor:
+        self.calls += 1
+        return self.inner(x)
+
+
+def photo_net() -> nn.Module:
+    return PhotoNet(PhotoConfig((8, 8), (2, 2), (2, 2), frequencies=4, embedding=8))
+
+
+def adm_net() -> nn.Module:
+    return ADMNet(ADMConfig(3, 3, 32, (32, 32), 1, (False, True), True, True, None))
+
+
+def edm_net() -> nn.Module:
+    return EDMNet(EDMConfig("SongUNet", 16, 3, 3, 32, 32, 32, (32, 32), 1, (False, True), 0))
+
+
+@pytest.mark.parametrize("make", [Wide, photo_net, adm_net, edm_net])
+def test_low_memory_computes_again_what_a_gradient_needs(make: Callable[[], nn.Module]) -> None:
+    """The same estimate bit for bit, the same gradient to rounding, a fraction of what is kept."""
+    torch.manual_seed(0)
+    net, x = make(), random(3, 3).float()
+    if make is not Wide:
+        x = random(3, 3, 16, 16).float()
+        for values in net.state_dict().values():  # some begin at zero, or are only read from files
+            values.normal_(std=0.1)
+    results, kept = [], []
+    for low in (False, True):
+        prior = NetworkPrior(net, "x0", EDM(), rows=2, low_memory=low)
+        held: list[int] = []
+
+        def keep(tensor: Tensor, held: list[int] = held) -> Tensor:
+            held.append(tensor.numel())
+            return tensor
+
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+            estimate, pull = prior.vjp(x, 0.5)
+        kept.append(sum(held))
+        results.append((estimate.x0, pull(x), pull(2 * x)))
+        assert (prior.counts.nfe, prior.counts.vjp) == (3, 6)
+    (x0, one, two), (x0_low, one_low, two_low) = results
+    assert torch.equal(x0, x0_low)
+    assert torch.allclose(one, one_low, rtol=1e-4, atol=1e-5 * float(one.abs().max()))
+    assert torch.allclose(two, two_low, rtol=1e-4, atol=1e-5 * float(two.abs().max()))
+    assert float(one.abs().max()) > 0
+    assert kept[1] < kept[0] / 2
+
+
+def test_low_memory_of_a_network_without_blocks_keeps_its_input_only() -> None:
+    """So a chunk of a run is as large as without gradients; the price is a call for each pull."""
+    net = Wide()
+    prior = NetworkPrior(net, "x0", EDM(), rows=None, low_memory=True)
+    assert prior.graph_bytes == 64
+    _, pull = prior.vjp(torch.ones(2, 3), 0.5)
+    pull(torch.ones(2, 3))
+    pull(torch.ones(2, 3))
+    assert net.calls == 3
+    prior(torch.ones(2, 3), 0.5)
+    assert net.calls == 4
+
+
+def test_several_draws_per_network_call() -> None:
+    """Blocks of `rows`, the last one filled up: five rows are two calls of four."""
+    net = Recorder()
+    prior = NetworkPrior(net, "x0", EDM(), rows=4)
+    assert prior(random(5, 3), 0.5).x0.shape == (5, 3)
+    assert len(net.dtypes) == 2
+    assert len(net.times) == 8
+    posterior.sample(prior, n=8, shape=(3,), steps=3)
+    assert len(net.dtypes) == 2 + 3 * 2
+
+
+def test_a_compiled_module() -> None:
+    """torch.compile in place, before or after: same answers, gradients and content hash.
+
+    Traced but not translated here (backend "eager"), which needs no C++ compiler.
+    """
+    net = Wide()
+    prior = NetworkPrior(net, "eps", Discrete.linear(10))
+    x, before = random(2, 3), fingerprint(prior)
+    want, pull = prior.vjp(x, 0.5)
+    gradient = pull(x)
+    net.compile(backend="eager")
+    got, pull = prior.vjp(x, 0.5)
+    assert torch.allclose(prior(x, 0.5).x0, want.x0, rtol=1e-6)
+    assert torch.allclose(got.x0, want.x0, rtol=1e-6)
+    assert torch.allclose(pull(x), gradient, rtol=1e-5)
+    assert fingerprint(prior) == before
+
+
+def test_rows_that_move_together_fit_a_memory_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole blocks of the network, counted by `graph_bytes`; the draws are the same."""
+    torch.manual_seed(0)
+    prior = NetworkPrior(Wide(), "x0", EDM(), rows=2, graph_bytes=1000)
+    operator = operators.from_matrix(torch.eye(3))
+    run = {"noise": 0.5, "method": guidance.DPS(), "steps": 3, "n": 7}
+    whole = posterior.sample(prior, operator, torch.zeros(1, 3), **run)
+    monkeypatch.setattr("posterior.sampler._CPU_BUDGET", 5 * 3 * 1000)
+    parts = posterior.sample(prior, operator, torch.zeros(1, 3), **run)
+    assert (whole.provenance["max_batch"] > 7, parts.provenance["max_batch"]) == (True, 4)
+    assert torch.equal(parts.draws, whole.draws)
+    low = NetworkPrior(Wide(), "x0", EDM(), rows=2, graph_bytes=1000, low_memory=True)
+    frugal = posterior.sample(low, operator, torch.zeros(1, 3), **run)
+    assert frugal.provenance["max_batch"] == 5 * 1000 // 64 // 2 * 2

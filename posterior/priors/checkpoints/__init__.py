@@ -15,6 +15,7 @@ from dataclasses import fields
 
 import torch
 
+from posterior.devices import as_device, default_rows
 from posterior.errors import FileProblem, InputError, InputTypeError
 from posterior.priors.base import Prior
 from posterior.priors.checkpoints import adm, edm
@@ -32,6 +33,7 @@ def load_checkpoint(
     device: str | torch.device | None = None,
     dtype: torch.dtype | None = None,
     rows: int | None = None,
+    low_memory: bool = False,
 ) -> Prior:
     """The prior of a file: an ADM or EDM network, or a photo prior as `PhotoNet.save` writes it.
 
@@ -42,6 +44,7 @@ def load_checkpoint(
         device: where the network runs; default: the CPU.
         dtype: of the weights; default: float32.
         rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
+        low_memory: see `NetworkPrior`; guidance in two passes, too.
 
     Raises:
         FileProblem: unreadable, unknown, not safe to read, or tensors that are missing or surplus.
@@ -52,24 +55,26 @@ def load_checkpoint(
     kind = torch.float32 if dtype is None else dtype
     if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
         raise InputError(f"dtype is a floating point dtype of torch, not {dtype}")
-    target = torch.device("cpu" if device is None else device)
+    target = as_device(device)
     check_precision(kind, target)
     place = os.fspath(path)
     tensors, header = read(place)
     if _is_photo(header):
         from posterior.priors.bundled import PhotoPrior
 
-        options = {"config": config, "device": device, "dtype": dtype, "rows": rows}
+        options = {"config": config, "dtype": dtype}
         if given := [key for key, value in options.items() if value is not None]:
             raise InputError(f"{', '.join(given)}: a photo prior has no such option")
-        return PhotoPrior.load(place)
+        return PhotoPrior.load(place, device=target, rows=rows, low_memory=low_memory)
     said = {**header, **(config or {})}
     for family in (adm, edm):
         named = beside(tensors, family.ANCHOR)
         if named is not None:
             placed = {name: value.to(target) for name, value in named.items()}
-            block = rows or (1 if target.type == "cpu" else 4)
-            return family.load(placed, said, place, dtype=kind, rows=block)
+            block = rows or default_rows(target)
+            prior = family.load(placed, said, place, dtype=kind, rows=block, low_memory=low_memory)
+            prior.one_batch = False if low_memory else None
+            return prior
     hint = (
         ", but that of a diffusers model: load the folder that it is from"
         if any("down_blocks." in name for name in tensors)

@@ -33,6 +33,7 @@ from posterior.errors import CapabilityError, FileProblem, InputError, unknown_n
 from posterior.priors.checkpoints._files import agree, fill, shape_of
 from posterior.priors.checkpoints._layers import attend, held, image_like, pixels_last, sinusoids
 from posterior.priors.checkpoints._prior import CheckpointPrior
+from posterior.priors.recomputing import Recomputed
 from posterior.schedules import Discrete
 
 ANCHOR = "input_blocks.0.0.weight"  # a name that tells the format
@@ -110,7 +111,7 @@ def _norm(width: int) -> nn.GroupNorm:
     return nn.GroupNorm(_GROUPS, width)
 
 
-class ResBlock(nn.Module):
+class ResBlock(Recomputed):
     """Two convolutions with time in between, around them a skip; may halve or double the size."""
 
     def __init__(
@@ -143,7 +144,7 @@ class ResBlock(nn.Module):
         return self.skip_connection(x) + self.out_layers["3"](nnf.silu(h))
 
 
-class Attention(nn.Module):
+class Attention(Recomputed):
     """Self-attention over the pixels of a level, added to it."""
 
     def __init__(self, config: ADMConfig, width: int, heads: int) -> None:
@@ -285,6 +286,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     rows: int = 1,
+    low_memory: bool = False,
 ) -> CheckpointPrior:
     """The prior of an ADM state dict.
 
@@ -293,7 +295,7 @@ def load(
         config: flags of guided-diffusion; {} takes what the tensors show and the defaults above.
         path: for messages.
         dtype: of the weights.
-        rows: as for `NetworkPrior`.
+        rows, low_memory: as for `NetworkPrior`.
 
     Raises:
         FileProblem: missing or surplus tensors, or those of a classifier or an upsampler.
@@ -321,6 +323,7 @@ def load(
         learned_variance=architecture.outputs == 2 * architecture.channels,
         rows=rows,
         graph_bytes=held(architecture, dtype),
+        low_memory=low_memory,
     )
     size = config.get("image_size")
     if isinstance(size, int):

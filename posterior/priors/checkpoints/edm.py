@@ -33,6 +33,7 @@ from posterior.priors.checkpoints._files import agree, fill, shape_of
 from posterior.priors.checkpoints._layers import attend, held, image_like, pixels_last, sinusoids
 from posterior.priors.checkpoints._prior import CheckpointPrior
 from posterior.priors.network import Output
+from posterior.priors.recomputing import Recomputed
 from posterior.schedules import EDM, VE, Discrete, Schedule, VPLinear
 
 ANCHOR = "map_layer0.weight"  # a name that tells the format
@@ -156,7 +157,7 @@ class Resampled(nn.Module):
         return self.resample_filter.expand(x.shape[1], 1, taps, taps), (taps - 1) // 2
 
 
-class Block(nn.Module):
+class Block(Recomputed):
     """Two convolutions with the noise level in between, around them a skip; perhaps attention."""
 
     def __init__(
@@ -372,6 +373,7 @@ def load(
     *,
     dtype: torch.dtype = torch.float32,
     rows: int = 1,
+    low_memory: bool = False,
 ) -> CheckpointPrior:
     """The prior of a state dict of EDM.
 
@@ -380,7 +382,7 @@ def load(
         config: constructor arguments of the format, and `precond`.
         path: for messages.
         dtype: of the weights.
-        rows: as for `NetworkPrior`.
+        rows, low_memory: as for `NetworkPrior`.
 
     Raises:
         FileProblem: missing or surplus tensors.
@@ -416,6 +418,7 @@ def load(
         config=(architecture, precond, sorted(numbers.items())),
         rows=rows,
         graph_bytes=held(architecture, dtype),
+        low_memory=low_memory,
     )
 
 

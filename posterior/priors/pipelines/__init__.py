@@ -14,6 +14,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posterior.devices import as_device
 from posterior.errors import (
     CapabilityError,
     FileProblem,
@@ -37,7 +38,8 @@ _STABLE_DIFFUSION = (
 _XL = "StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline"
 _SD3 = "StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline"
 _FLUX = "FluxPipeline", "FluxImg2ImgPipeline"
-FAMILIES = (*_PIXEL, *_STABLE_DIFFUSION, *_XL, *_SD3, *_FLUX)
+_DIT = ("DiTPipeline",)
+FAMILIES = (*_PIXEL, *_STABLE_DIFFUSION, *_XL, *_SD3, *_FLUX, *_DIT)
 _IGNORED = "safety_checker", "feature_extractor", "image_encoder"
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 
@@ -48,9 +50,9 @@ def prior_from_pipeline(
     """The prior of a diffusers pipeline, its modules used as they stand.
 
     Args:
-        pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), latent consistency
-            or FLUX.1 pipeline; LoRA and other adapters that are active stay active, the schedule
-            and the parametrisation are those of its scheduler.
+        pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), latent consistency,
+            FLUX.1 or DiT pipeline; LoRA and other adapters that are active stay active, the
+            schedule and the parametrisation are those of its scheduler.
         rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
         low_memory: spend time instead of memory where there is a choice: guidance in two passes,
             activations computed again for a gradient, the autoencoder in tiles.
@@ -80,6 +82,10 @@ def prior_from_pipeline(
 
             flow = flows.StableDiffusion3Prior if family in _SD3 else flows.FluxPrior
             return flow(pipe, rows=rows, low_memory=low_memory)
+        if family in _DIT:
+            from posterior.priors.pipelines.dit import DiTPrior
+
+            return DiTPrior(pipe, rows=rows, low_memory=low_memory)
     raise _unknown_family(type(pipe).__name__)
 
 
@@ -112,7 +118,7 @@ def load_pipeline_prior(
 
     diffusers = _diffusers()
     dtype = torch.float32 if dtype is None else dtype
-    target = torch.device("cpu" if device is None else device)
+    target = as_device(device)
     check_precision(dtype, target)
     index = _index(source, diffusers)
     family = index.get("_class_name")
@@ -139,7 +145,11 @@ def load_pipeline_prior(
             )
     except Exception as error:
         raise FileProblem(f"cannot load the pipeline {source}: {_first_line(error)}") from error
-    return prior_from_pipeline(pipe.to(target, dtype), rows=rows, low_memory=low_memory)
+    pipe = pipe.to(target, dtype)
+    for name in ("unet", "vae"):  # the layout that convolutions are fastest in
+        if (part := getattr(pipe, name, None)) is not None:
+            part.to(memory_format=torch.channels_last)
+    return prior_from_pipeline(pipe, rows=rows, low_memory=low_memory)
 
 
 def is_pipeline_name(name: str | os.PathLike[str]) -> bool:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 
-from posterior.errors import CapabilityError, InputError
+from posterior.devices import as_device, default_rows
+from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.priors.conditioning import ConditionedPrior
 from posterior.priors.pipelines.home import Home, home_of
 from posterior.priors.pipelines.schedule import Reading, read
@@ -44,17 +46,24 @@ class PipelinePrior(ConditionedPrior):
             module,
             reading.parametrisation,
             reading.schedule,
-            rows=rows or (1 if device.type == "cpu" else 4),
+            rows=rows or default_rows(device),
             time=reading.time,
+            low_memory=low_memory,
             sigma_data=reading.sigma_data,
             **options,
         )
         self.device = device  # of the computation, wherever an offloaded module rests
         self.reading = reading
-        self.one_batch = not low_memory
+        self.one_batch = False if low_memory else None
         self._pipe = pipe
-        if low_memory and getattr(module, "_supports_gradient_checkpointing", False):
-            module.enable_gradient_checkpointing()
+
+    def to(self, device: str | torch.device) -> PipelinePrior:
+        """Move the pipeline, all of it: network, encoders, autoencoder; and the condition."""
+        target = as_device(device)
+        check_precision(cast(Any, self.module).dtype, target)
+        self._pipe.to(target)
+        super().to(target)
+        return self
 
     def home(self, eta: float | None = None) -> Home:
         """The sampler of the pipeline's own scheduler, for `posterior.sample(method=...)`.
@@ -76,6 +85,17 @@ class PipelinePrior(ConditionedPrior):
             f"{type(self).__name__}({type(self._pipe).__name__}, {self.parametrisation!r},"
             f" {self.schedule}{given})"
         )
+
+
+def check_label(condition: object, classes: int) -> int:
+    """A class label of so many."""
+    if isinstance(condition, Tensor) and condition.ndim == 0:
+        condition = condition.item()
+    if isinstance(condition, bool) or not isinstance(condition, int):
+        raise InputTypeError(f"this model takes class labels (integers), not {condition!r}")
+    if not 0 <= condition < classes:
+        raise InputError(f"label {condition} is not one of 0 ... {classes - 1}")
+    return condition
 
 
 def check_precision(dtype: torch.dtype, device: torch.device) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.errors import CapabilityError, InputError
 from posterior.priors.conditioning import Inputs
 from posterior.priors.network import check_image_event
-from posterior.priors.pipelines.base import PipelinePrior, sides
+from posterior.priors.pipelines.base import PipelinePrior, check_label, sides
 
 
 class PixelPrior(PipelinePrior):
@@ -54,13 +54,8 @@ class PixelPrior(PipelinePrior):
             return {}
         if condition is None:
             raise InputError(f"this model needs a label: prior.given(k), 0 <= k < {self._classes}")
-        if isinstance(condition, Tensor) and condition.ndim == 0:
-            condition = condition.item()
-        if isinstance(condition, bool) or not isinstance(condition, int):
-            raise InputTypeError(f"this model takes class labels (integers), not {condition!r}")
-        if not 0 <= condition < self._classes:
-            raise InputError(f"label {condition} is not one of 0 ... {self._classes - 1}")
-        return {"class_labels": torch.tensor([condition], device=self.device)}
+        label = check_label(condition, self._classes)
+        return {"class_labels": torch.tensor([label], device=self.device)}
 
     def check_event(self, event: tuple[int, ...]) -> None:
         """Images whose sides can be halved as often as the network does."""
