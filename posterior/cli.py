@@ -23,6 +23,7 @@ from posterior.errors import FileProblem, InputError, PosteriorError, unknown_na
 
 if TYPE_CHECKING:
     from posterior.operators import Operator
+    from posterior.operators.noise import NoiseModel
     from posterior.restoration import Plan, Restoration
 
 LONG = 600.0  # seconds after which a run wants --yes
@@ -45,6 +46,9 @@ _RESTORE_HELP = (
 [cyan]posterior restore a.png --simulate -a gaussian-blur:sigma=2 -a inpaint:box=24[/cyan]
 [dim]# four times the size; many images, a result folder each[/dim]
 [cyan]posterior restore small/*.png -a super-resolution:factor=4 -o large[/cyan]
+[dim]# slices of a volume, with a prior of one's own; results are NIfTI in the same space[/dim]
+[cyan]posterior restore t1.nii.gz --slices 80:84 -a gaussian-blur:sigma=1 \\
+    --prior t1.safetensors[/cyan]
 """
 )
 _TRAIN_HELP = (
@@ -65,7 +69,7 @@ _EDIT_HELP = (
     "MODEL is a folder or name of a diffusers pipeline, or whatever posterior.load_prior takes. "
     "A mask confines the edit: [bold]--edit[/bold] (white = repaint) or [bold]--keep[/bold].\n\n"
     """\b
-[cyan]posterior edit cat.png --prior MODEL --source "a cat on a sofa" --target "a dog on a sofa"[/cyan]
+[cyan]posterior edit cat.png --prior MODEL --source "a cat on a sofa" --target "a dog"[/cyan]
 [dim]# repaint what is white in strokes.png, leave every other pixel as it is[/dim]
 [cyan]posterior edit cat.png --prior MODEL --target "a hat" --edit strokes.png --paste-back[/cyan]
 """
@@ -88,6 +92,8 @@ _OPTIONS = {  # what the library calls its arguments -> what this program does
     "replace it with overwrite=": "replace it with --overwrite",
     "value_range is (low, high)": "--range is LOW,HIGH",
     "give value_range=(low, high)": "give --range LOW,HIGH",
+    "value_range sets others": "--range sets others",
+    "value_range and slices are": "--range and --slices are",
     "with a lower rate=": "with a lower --rate",
 }
 
@@ -130,7 +136,9 @@ def restore(
     images: Annotated[
         list[Path],
         typer.Argument(
-            metavar="IMAGE...", help="PNG, JPEG, TIFF, WebP or .npy; 8 or 16 bit, grey or RGB."
+            metavar="IMAGE...",
+            help="PNG, JPEG, TIFF, WebP or .npy; 8 or 16 bit, grey or RGB. Or NIfTI, DICOM, FITS, "
+            "HDF5, NetCDF; an array of several as file.h5:name.",
         ),
     ],
     operator: Annotated[
@@ -147,10 +155,12 @@ def restore(
         Path, typer.Option("--out", "-o", metavar="DIR", help="photo.png goes to DIR/photo/.")
     ] = Path("out"),
     noise: Annotated[
-        float | None,
+        str | None,
         typer.Option(
-            help="Standard deviation of the noise in \\[0, 1], where white is 1. Estimated from "
-            "the image if not given; 0.02 with --simulate."
+            metavar="STD|poisson:PEAK|poisson-gaussian:PEAK,STD",
+            help="Standard deviation of the noise in \\[0, 1], where white is 1; or photon noise "
+            "of PEAK counts at white, with read-out noise or without. A standard deviation is "
+            "estimated from the image if nothing is given; 0.02 with --simulate.",
         ),
     ] = None,
     simulate: Annotated[
@@ -168,8 +178,23 @@ def restore(
     samples: Annotated[int, typer.Option("--samples", "-n", min=1, help="Draws per image.")] = 4,
     seed: Annotated[int, typer.Option(help="Any integer; the same one gives the same images.")] = 0,
     prior: Annotated[
-        str, typer.Option(help="photo, which is bundled; others from Python.")
+        str, typer.Option(help="photo, which is bundled; or a file, such as of train-prior.")
     ] = "photo",
+    value_range: Annotated[
+        str | None,
+        typer.Option(
+            "--range",
+            metavar="LOW,HIGH",
+            help="Of science files and .npy: the values of black and white.  \\[default: those "
+            "that the prior was trained on, else the extremes of the file]",
+        ),
+    ] = None,
+    slices: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FIRST:END", help="Slices of a volume: 90 or 80:100.  \\[default: all]"
+        ),
+    ] = None,
     device: Annotated[
         str | None,
         typer.Option(help="Where the prior runs: cpu, cuda, cuda:1, mps.  \\[default: cpu]"),
@@ -199,7 +224,9 @@ def restore(
     say = _silent if quiet else _say
     with _errors(code=2):
         jobs = _jobs(images, out, overwrite)
-        _check_options(method, noise, crop, resume)
+        _check_options(method, crop, resume)
+        noise_model = None if noise is None else _noise(noise)
+        limits = None if value_range is None else _two_numbers("--range", value_range)
         applied = _operators(operator)
     with _errors(code=2):
         from posterior.restoration import as_prior
@@ -214,8 +241,8 @@ def restore(
     for job in jobs:
         try:
             plan = prepare(
-                job.source, applied, None if noise is None else 2 * noise, loaded, method,
-                samples, seed, simulate, steps=steps, crop=crop,
+                job.source, applied, noise_model, loaded, method, samples, seed, simulate,
+                steps=steps, crop=crop, value_range=limits, slices=slices,
             )  # fmt: skip
         except Exception as problem:
             failed += 1
@@ -230,7 +257,7 @@ def restore(
             result = plan.run(
                 max_batch=max_batch,
                 progress=False if quiet else None,
-                checkpoint=store and store / job.source.stem,
+                checkpoint=store and store / job.target.name,
                 resume=_started(resume, job),
             )
             result.save(job.target, overwrite=overwrite)
@@ -301,7 +328,7 @@ def edit(
     say = _silent if quiet else _say
     with _errors(code=2):
         jobs = _jobs(images, out, overwrite)
-        _check_options(method, None, None, None)
+        _check_options(method, None, None)
         from posterior.restoration import as_prior
 
         loaded = as_prior(prior, device)
@@ -520,10 +547,11 @@ def main() -> None:
 def _jobs(images: Sequence[Path], out: Path, overwrite: bool) -> list[_Job]:
     """Where each result goes; raises before anything is read if one may not go there."""
     from posterior.folders import check_free
+    from posterior.science_files import result_name
 
     jobs: dict[Path, _Job] = {}
     for image in images:
-        target = out / image.stem
+        target = out / result_name(image)
         if target in jobs:
             raise InputError(
                 f"{jobs[target].source} and {image} would both be written to {target}: restore "
@@ -541,23 +569,61 @@ def _jobs(images: Sequence[Path], out: Path, overwrite: bool) -> list[_Job]:
 
 def _started(resume: Path | None, job: _Job) -> Path | None:
     """The checkpoint of one image; None where an interrupted run had not come to it."""
-    folder = None if resume is None else resume / job.source.stem
+    folder = None if resume is None else resume / job.target.name
     return folder if folder is not None and folder.exists() else None
 
 
-def _check_options(method: str, noise: float | None, crop: str | None, resume: Path | None) -> None:
+def _check_options(method: str, crop: str | None, resume: Path | None) -> None:
     from posterior.guidance.registry import REGISTRY
     from posterior.restoration import CROP
 
     if method.lower().replace("_", "-") not in [*REGISTRY, "auto"]:
         raise unknown_name("method", method, [*REGISTRY, "auto"])
-    if noise is not None and not 0 <= noise <= 1:
-        hint = f"; {noise:g} of 255 is {noise / 255:.3g}" if 1 < noise <= 255 else ""
-        raise InputError(f"--noise is a standard deviation in [0, 1], got {noise:g}{hint}")
     if crop is not None and not CROP.fullmatch(crop.strip()):
         raise InputError(f"--crop is N, WxH or WxH+X+Y, such as 256x192+10+20, not {crop!r}")
     if resume is not None and not resume.is_dir():
         raise FileProblem(f"--resume {resume}: there is no such folder")
+
+
+def _noise(text: str) -> NoiseModel:
+    """The noise that --noise describes, in the library's units: full scale is 2."""
+    from posterior.operators import GaussianNoise, PoissonGaussianNoise, PoissonNoise
+
+    kind, colon, rest = text.strip().partition(":")
+    if not colon:
+        return GaussianNoise(2 * _std(text))
+    kinds = ("poisson", "poisson-gaussian")
+    if kind not in kinds:
+        raise unknown_name("--noise", kind, kinds)
+    peak, comma, std = rest.partition(",")
+    try:
+        photons = PoissonNoise(1.0, peak=float(peak))
+    except ValueError:  # no number, or none above 0
+        raise InputError(
+            f"--noise {kind}:PEAK is the number of photons at white, such as {kind}:1000"
+            f"{',0.01' * (kind == kinds[1])}, not {peak!r}"
+        ) from None
+    if kind == kinds[0]:
+        if comma:
+            raise InputError(f"--noise poisson takes PEAK alone, not {rest!r}: poisson-gaussian?")
+        return photons
+    if not comma:
+        raise InputError("--noise poisson-gaussian takes PEAK,STD, such as 1000,0.01")
+    return PoissonGaussianNoise(1.0, 2 * _std(std), peak=photons.peak)
+
+
+def _std(text: str) -> float:
+    try:
+        std = float(text)
+    except ValueError:
+        raise InputError(
+            f"--noise is a standard deviation in [0, 1], poisson:PEAK or poisson-gaussian:PEAK,STD,"
+            f" not {text!r}"
+        ) from None
+    if not 0 <= std <= 1:
+        hint = f"; {std:g} of 255 is {std / 255:.3g}" if 1 < std <= 255 else ""
+        raise InputError(f"--noise is a standard deviation in [0, 1], got {std:g}{hint}")
+    return std
 
 
 def _two_numbers(option: str, text: str) -> tuple[float, float]:
@@ -591,7 +657,7 @@ def _announce(plans: Sequence[tuple[_Job, Plan]], yes: bool, say: Callable[[str]
             f"{_duration(timed[key])}"
         )
         for note in plan.notes:
-            say(f"  {note}")
+            say(f"  {_in_options(note)}")
     if len(plans) > 1:
         say(f"{len(plans)} images: about {_duration(total)} in all")
     if total > LONG and not yes:
@@ -718,13 +784,18 @@ def _complain(text: str) -> None:
     typer.echo(f"posterior: {text}", err=True)
 
 
+def _in_options(text: str) -> str:
+    """A text of the library in the words of this program."""
+    for python, option in _OPTIONS.items():
+        text = text.replace(python, option)
+    return text
+
+
 def _sentence(problem: BaseException, source: Path | None = None) -> str:
     """One line that names the file at fault."""
     if _debug:
         raise problem
-    text = " ".join(str(problem).split()) or type(problem).__name__
-    for python, option in _OPTIONS.items():
-        text = text.replace(python, option)
+    text = _in_options(" ".join(str(problem).split())) or type(problem).__name__
     if not isinstance(problem, PosteriorError):
         text = f"{type(problem).__name__}: {text}"
     return text if source is None or str(source) in text else f"{source}: {text}"

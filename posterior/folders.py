@@ -13,7 +13,9 @@ from pathlib import Path
 from posterior.errors import FileProblem
 
 _OURS = re.compile(
-    r"(degraded|mean|std|sheet|draw-\d+)\.png|samples\.safetensors|report\.json", re.ASCII
+    r"(degraded|mean|std|draw-\d+)\.(png|npy|nii|nii\.gz|fits|h5|nc)|sheet\.png"
+    r"|samples\.safetensors|report\.json",
+    re.ASCII,
 )
 
 

@@ -27,6 +27,9 @@ from posterior.folders import replacing
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
+    from posterior.science_files import ScienceFile
+    from posterior.values import ValueScale
+
 Array = np.ndarray[Any, Any]
 
 MAX_PIXELS = 100_000_000
@@ -47,6 +50,8 @@ class ImageInfo:
         orientation: the EXIF orientation that was undone, 1 for none.
         icc: the colour profile, or None.
         name: the file's stem, or "image".
+        science: the file of values that it was, or None for a picture.
+        scale: of such a file, the values at x = -1 and 1.
     """
 
     bits: int = 16
@@ -55,6 +60,8 @@ class ImageInfo:
     orientation: int = 1
     icc: bytes | None = None
     name: str = "image"
+    science: ScienceFile | None = None
+    scale: ValueScale | None = None
 
 
 def as_images(image: object) -> tuple[Tensor, ImageInfo]:
@@ -156,6 +163,11 @@ def write_image(
         array = np.concatenate([array, _quantised(alpha.reshape(1, *alpha.shape[-2:]), bits)], -1)
     with replacing(path) as temporary:
         _encode(temporary, suffix, array, icc)
+
+
+def displayed(image: Tensor) -> Tensor:
+    """(C, H, W) as what is looked at: of two channels (a complex image) the magnitude, 0 black."""
+    return image if image.shape[0] != 2 else image.norm(dim=0, keepdim=True) * 2 - 1
 
 
 def from_integers(array: Array) -> Tensor:

@@ -26,7 +26,7 @@ from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.folders import check_free, replacing_folder
 from posterior.guidance.base import Guidance
 from posterior.guidance.registry import resolve
-from posterior.images import ImageInfo, as_images, write_image
+from posterior.images import ImageInfo, displayed, write_image
 from posterior.noise_estimation import estimate_noise
 from posterior.operators import (
     ChannelMean,
@@ -35,15 +35,19 @@ from posterior.operators import (
     Mask,
     Masking,
     Operator,
+    SuperResolution,
     Tomography,
     as_noise_model,
 )
 from posterior.operators.noise import NoiseModel
 from posterior.priors.base import Prior
 from posterior.problem import Problem
-from posterior.sampler import Callback, sample
+from posterior.sampler import Callback, describe_noise, sample
 from posterior.samples import Samples, to_json, write_atomically
+from posterior.science_files import ScienceFile
+from posterior.science_files import write as write_science
 from posterior.sheet import full_scale_std, write_sheet
+from posterior.values import image_and_notes
 
 _TIMED = 192  # pixels on a side of the part on which a network is timed
 CROP = re.compile(r"(\d+)(?:x(\d+))?(?:\+(\d+)\+(\d+))?")
@@ -56,7 +60,8 @@ SIMULATED_NOISE = 0.04
 class Restoration(Samples):
     """`Samples` of a restored image, with what they were made from and how they score.
 
-    `draws` is (n, B, C, H, W) in [-1, 1], grey for a grey image.
+    `draws` is (n, B, C, H, W) in [-1, 1], grey for a grey image, and two channels for a complex
+    one; the B images of a volume are its slices.
 
     Attributes:
         degraded: the measurement as an image (B, C, h, w) in [-1, 1]; None where y is not one and
@@ -88,6 +93,14 @@ class Restoration(Samples):
             "alpha": self.info.alpha is not None,
             "exif_orientation": self.info.orientation,
         }
+        science, scale = self.info.science, self.info.scale
+        if science is not None and scale is not None:
+            image["values"] = {
+                "format": science.format,
+                "low": scale.low,
+                "high": scale.high,
+                "metadata": dict(science.metadata),
+            }
         return {**super().summary(), "metrics": dict(self.metrics), "image": image}
 
     @property
@@ -106,6 +119,10 @@ class Restoration(Samples):
         ..., with the bits and alpha of the input; a batch gets one folder per image. White in
         std.png is the value `std_white` of report.json, as a part of full scale.
 
+        A science file (and `.npy` of values) also gets mean, std and draw-0 ... in its format, its
+        units and its geometry; std is per real component. A volume gets these, and the sheet of
+        its middle slice.
+
         Args:
             folder: made if missing.
             overwrite: replace a folder that holds nothing but an earlier result.
@@ -119,7 +136,13 @@ class Restoration(Samples):
             super().save(new)
             images = self.draws.shape[1]
             whites = []
-            for b in range(images):
+            shown = range(images)
+            if self.info.science is not None:
+                self._write_values(new)
+                if images > 1:
+                    shown = range(0)
+                    self.sheet(new / "sheet.png", images // 2)
+            for b in shown:
                 into = new if images == 1 else new / str(b)
                 into.mkdir(exist_ok=True)
                 whites.append(self._write_images(into, b))
@@ -127,9 +150,26 @@ class Restoration(Samples):
             self._write_report(new / "report.json", whites)
         return out
 
+    def _write_values(self, folder: Path) -> None:
+        """The statistics and draws as files of the kind that the input was."""
+        science, scale = self.info.science, self.info.scale
+        assert science is not None
+        assert scale is not None
+        results = {"mean": scale.values(self.mean)}
+        if self.has_spread:
+            results["std"] = scale.spread(self.std)
+        simulated = None if self.original is None else self.degraded
+        if simulated is not None and simulated.shape == self.mean.shape:  # else: other geometry
+            results["degraded"] = scale.values(simulated)
+        for k in range(self.draws.shape[0]):
+            results[f"draw-{k}"] = scale.values(self.draws[k])
+        for name, values in results.items():
+            write_science(folder / f"{name}{science.result_suffix}", values, science)
+
     def _write_report(self, path: Path, whites: Sequence[float | None]) -> None:
         summary = self.summary()
-        summary["image"]["std_white"] = whites[0] if len(whites) == 1 else list(whites)
+        if whites:
+            summary["image"]["std_white"] = whites[0] if len(whites) == 1 else list(whites)
         write_atomically(path, to_json(summary))
 
     def _write_images(self, folder: Path, b: int) -> float | None:
@@ -138,7 +178,7 @@ class Restoration(Samples):
         def write(name: str, image: Tensor) -> None:
             alpha = _alpha_of_size(self.info.alpha, image.shape[-2], image.shape[-1])
             icc = self.info.icc if image.shape[0] == 3 or self.info.mode == "L" else None
-            write_image(folder / f"{name}.png", image, bits=bits, alpha=alpha, icc=icc)
+            write_image(folder / f"{name}.png", displayed(image), bits=bits, alpha=alpha, icc=icc)
 
         if self.degraded is not None:
             write("degraded", self.degraded[b])
@@ -259,7 +299,8 @@ class Plan:
             degraded=self._shown(),
             original=None if self.clean is None else self.clean.cpu(),
             info=self.info,
-            title=f"{self.image_operator!r}, noise {full_scale(self.noise).split(' = ')[-1]}",
+            title=f"{self.image_operator!r}, noise "
+            + _in_words(self.noise, self.image_operator).split(" = ")[-1],
         )
         return out if classical is None else self._scored(out, *classical)
 
@@ -273,7 +314,7 @@ class Plan:
         y = self.y
         if isinstance(self.image_operator, Tomography):
             return self.image_operator.fbp(y).cpu()  # a sinogram has the axes of an image
-        if y.ndim == 4 and y.shape[1] in (1, 3) and not y.is_complex():
+        if y.ndim == 4 and y.shape[1] in (1, 2, 3) and not y.is_complex():
             return y.cpu()
         if self.image_operator.has_pinv:
             return self.image_operator.pinv(y).cpu()
@@ -323,6 +364,9 @@ def restore(
     *,
     steps: int | None = None,
     crop: str | int | None = None,
+    device: str | torch.device | None = None,
+    value_range: tuple[float, float] | None = None,
+    slices: str | int | None = None,
     max_batch: int | None = None,
     callback: Callback | None = None,
     progress: bool | None = None,
@@ -332,9 +376,10 @@ def restore(
     """Restore an image: n draws from the posterior of what was there before it was degraded.
 
     Args:
-        image: a path (PNG, JPEG, TIFF, WebP, .npy), a numpy array (H, W) or (H, W, C) (uint8,
-            uint16, or float in [-1, 1]), or a tensor (C, H, W) or (B, C, H, W) in [-1, 1]. It is
-            the degraded image, unless `simulate`.
+        image: a path (PNG, JPEG, TIFF, WebP, .npy; NIfTI, DICOM, FITS, HDF5, NetCDF), a numpy array
+            (H, W) or (H, W, C) (uint8, uint16, or float in [-1, 1]; complex (H, W)), or a tensor
+            (C, H, W) or (B, C, H, W) in [-1, 1]. It is the degraded image, unless `simulate`. A
+            volume is restored slice by slice.
         operator: how it was degraded: an operator, a text such as "gaussian-blur:sigma=2.0", or a
             list of them, first applied first. What a mask hides is ignored, whatever colour it has.
         noise: its standard deviation in the library's units, where black is -1 and white is 1 (so
@@ -348,6 +393,11 @@ def restore(
         simulate: degrade the image first (operator and noise), then restore and score.
         steps: noise levels to visit; default: the method's.
         crop: restore only a part, "256", "256x192" (centred) or "256x192+10+20" (left, top).
+        device: where the prior runs, such as "cuda"; default: where it is, the CPU for a name. A
+            prior object is moved.
+        value_range: of science files, .npy files and arrays, the values (low, high) that are -1
+            and 1; default: those that the prior was trained on, else the extremes of the file.
+        slices: of a volume, "90" or "80:100" (the last one excluded).
         max_batch, callback, progress, checkpoint, resume: see `posterior.sample`.
 
     Returns:
@@ -357,7 +407,10 @@ def restore(
     Raises:
         PosteriorError: the subclass says which argument is at fault; nothing was run or written.
     """
-    plan = prepare(image, operator, noise, prior, method, n, seed, simulate, steps=steps, crop=crop)
+    plan = prepare(
+        image, operator, noise, prior, method, n, seed, simulate,
+        steps=steps, crop=crop, device=device, value_range=value_range, slices=slices,
+    )  # fmt: skip
     return plan.run(
         max_batch=max_batch,
         callback=callback,
@@ -379,39 +432,43 @@ def prepare(
     *,
     steps: int | None = None,
     crop: str | int | None = None,
+    device: str | torch.device | None = None,
+    value_range: tuple[float, float] | None = None,
+    slices: str | int | None = None,
 ) -> Plan:
     """Everything of `restore` up to the first network call; see there."""
     n = count("n", n, 1)
     steps = None if steps is None else count("steps", steps, 1)
     applied = as_operator(operator)
     noise_model = None if noise is None else as_noise_model(noise)
-    pixels, info = as_images(image)
+    prior = as_prior(prior, device)
+    pixels, info, notes = image_and_notes(image, prior, value_range, slices)
     if crop is not None:
         size = (pixels.shape[-2], pixels.shape[-1])
         pixels, info, applied = _cropped(pixels, info, applied, parse_crop(crop, size), simulate)
-    prior = as_prior(prior)
     pixels = pixels.to(prior.device)
-    notes: list[str] = []
 
     clean = None
     if simulate:
         clean = pixels
         if noise_model is None:
             noise_model = GaussianNoise(SIMULATED_NOISE)
-            notes.append(f"no noise was named: added {full_scale(noise_model)}")
+            notes.append(f"no noise was named: added {_in_words(noise_model, applied)}")
         y = noise_model.sample(applied.simulate(clean), seed)
     else:
         y = pixels
     y = applied.restrict(y)
     event = tuple(clean.shape[1:]) if clean is not None else _event(applied, y)
     applied = applied.bind(event)
+    if info.science is not None:
+        info = replace(info, science=_results_like(info.science, applied, event))
     total, event = _for_prior(prior, applied, event)
 
     if noise_model is None:
         rounding = 2 / (2**info.bits - 1) / math.sqrt(12)
         estimate = estimate_noise(y, applied, smallest=rounding)
         noise_model = GaussianNoise(estimate.std)
-        notes.append(f"noise std {full_scale(noise_model)}: {estimate.how}")
+        notes.append(f"noise std {_in_words(noise_model, applied)}: {estimate.how}")
     if total is not applied:
         notes.append("grey image: the mean of the channels of RGB draws")
     noise_model.check(y)
@@ -454,14 +511,14 @@ def as_operator(operator: Operator | str | Sequence[Operator | str]) -> Operator
     )
 
 
-def as_prior(prior: object) -> Prior:
-    """A prior, or the one of that name."""
+def as_prior(prior: object, device: str | torch.device | None = None) -> Prior:
+    """A prior, or the one of that name; on a device, if one is given."""
     if isinstance(prior, Prior):
-        return prior
+        return prior if device is None else prior.to(device)
     if isinstance(prior, (str, os.PathLike)):
         import posterior
 
-        return posterior.load_prior(prior)
+        return posterior.load_prior(prior, device=device)
     raise InputTypeError(
         f'prior must be a name such as "photo" or a prior object, not {type(prior).__name__}'
     )
@@ -470,12 +527,9 @@ def as_prior(prior: object) -> Prior:
 # Units -------------------------------------------------------------------------------------------
 
 
-def full_scale(noise: NoiseModel) -> str:
-    """The noise in both units: "0.04 in [-1, 1] = 0.02 of full scale"."""
-    std = noise.std if isinstance(noise, GaussianNoise) else None
-    if not isinstance(std, (int, float)):
-        return repr(noise)
-    return f"{std:.3g} in [-1, 1] = {std / 2:.3g} of full scale"
+def _in_words(noise: NoiseModel, operator: Operator) -> str:
+    """The noise of images in [-1, 1]: "0.04 in [-1, 1] = 0.02 of full scale"."""
+    return describe_noise(noise, operator, (-1.0, 1.0)) or repr(noise)
 
 
 # Shapes ------------------------------------------------------------------------------------------
@@ -532,7 +586,9 @@ def _cropped(
             return part, whole
 
     alpha = None if info.alpha is None else cut(info.alpha)
-    return cut(pixels), replace(info, alpha=alpha), cut_masks(operator, size)[0]
+    science = info.science and info.science.window(top, left, height, width)
+    info = replace(info, alpha=alpha, science=science)
+    return cut(pixels), info, cut_masks(operator, size)[0]
 
 
 def _event(operator: Operator, y: Tensor) -> tuple[int, ...]:
@@ -550,6 +606,28 @@ def _event(operator: Operator, y: Tensor) -> tuple[int, ...]:
     return event
 
 
+def _results_like(science: ScienceFile, operator: Operator, event: tuple[int, ...]) -> ScienceFile:
+    """What results are written like: the file, or with smaller voxels of the same field of view."""
+    height, width = science.values.shape[1:]
+    if event[1:] == (height, width):
+        return science
+    factor = math.prod(
+        part.factor for part in _parts(operator) if isinstance(part, SuperResolution)
+    )
+    if event[1:] == (height * factor, width * factor):
+        return science.enlarged(event[1], event[2])
+    raise InputError(
+        f"{science.path} has a geometry, and {operator!r} does not say which part of space its "
+        "larger image covers: pass the values as an array"
+    )
+
+
+def _parts(operator: Operator) -> list[Operator]:
+    if isinstance(operator, Compose):
+        return [*_parts(operator.outer), *_parts(operator.inner)]
+    return [operator]
+
+
 def _for_prior(
     prior: Prior, operator: Operator, event: tuple[int, ...]
 ) -> tuple[Operator, tuple[int, ...]]:
@@ -560,7 +638,7 @@ def _for_prior(
         return operator, tuple(decoder.domain_shape((1, *event)))[1:]
     try:
         prior.check_event(event)
-    except InputError:
+    except InputError as problem:
         colour = (3, *event[1:])
         if event[0] == 1:
             try:
@@ -569,8 +647,27 @@ def _for_prior(
                 pass
             else:
                 return operator @ ChannelMean(), colour
-        raise
+        hint = _of_channels(prior, event)
+        if hint is None:
+            raise
+        raise InputError(f"{problem}: {hint}") from None
     return operator, event
+
+
+def _of_channels(prior: Prior, event: tuple[int, ...]) -> str | None:
+    """What to do about an image whose channels are not those of the prior."""
+    for channels, hint in (
+        (1, "the prior makes grey images, convert the image to grey"),
+        (2, "the prior makes complex images, give complex numbers, .npy (H, W)"),
+        (3, "the prior makes RGB images, give grey or RGB"),
+    ):
+        if channels != event[0]:
+            try:
+                prior.check_event((channels, *event[1:]))
+            except InputError:
+                continue
+            return hint
+    return None
 
 
 # Scores ------------------------------------------------------------------------------------------

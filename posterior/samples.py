@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import os
@@ -16,7 +17,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from posterior.errors import FileProblem, InputError
+from posterior.errors import CapabilityError, FileProblem, InputError
 
 _FORMAT = "posterior.samples/1"
 
@@ -105,6 +106,44 @@ class Samples:
         lines.extend(p.get("notes", []))
         return lines
 
+    def to_xarray(self) -> Any:
+        """An `xarray.Dataset`: `draws`, `mean`, `std`, diagnostics and latents with named axes.
+
+        Axes are `draw` and `measurement`, then those of the event by their number: (channel, y, x)
+        for images, (channel, z, y, x) for volumes, `x` for vectors, `axis0`, `axis1`, ... for
+        others; those of latents begin with `latent_`. `std` is there where every measurement has
+        two good draws; the mean is over good draws, too. The attributes are the provenance, values
+        that are not numbers or texts as JSON, so that `to_netcdf` writes them.
+
+        Raises:
+            CapabilityError: xarray is not installed.
+        """
+        try:
+            xarray = importlib.import_module("xarray")
+        except ImportError:
+            raise CapabilityError(
+                'to_xarray needs xarray: pip install "posterior-sampling[xarray]"'
+            ) from None
+        axes = _axis_names(self.draws.ndim - 2)
+        each = ("draw", "measurement")
+        variables = {
+            "draws": ((*each, *axes), self.draws),
+            "mean": (("measurement", *axes), self.mean),
+            **{key: (each, value) for key, value in self.diagnostics.items()},
+        }
+        if bool((self.good.sum(0) >= 2).all()):
+            variables["std"] = (("measurement", *axes), self.std)
+        if self.latents is not None:
+            inner = (f"latent_{axis}" for axis in _axis_names(self.latents.ndim - 2))
+            variables["latents"] = ((*each, *inner), self.latents)
+        n, b = self.draws.shape[:2]
+        first = int(self.provenance.get("first_draw") or 0)
+        return xarray.Dataset(
+            {key: (dims, value.detach().cpu().numpy()) for key, (dims, value) in variables.items()},
+            {"draw": range(first, first + n), "measurement": range(b)},
+            {k: _attribute(v) for k, v in self.provenance.items() if v is not None},
+        )
+
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write samples.safetensors and report.json into `folder`; refuses to overwrite."""
         out = Path(folder)
@@ -148,6 +187,25 @@ class Samples:
             json.loads(metadata["provenance"]),
             tensors.get("latents"),
         )
+
+
+def _axis_names(count: int) -> tuple[str, ...]:
+    """Names of the axes of an event, by their number."""
+    known = {
+        0: (),
+        1: ("x",),
+        2: ("y", "x"),
+        3: ("channel", "y", "x"),
+        4: ("channel", "z", "y", "x"),
+    }
+    return known.get(count) or tuple(f"axis{k}" for k in range(count))
+
+
+def _attribute(value: object) -> str | int | float:
+    """A value of the provenance as NetCDF has them."""
+    if isinstance(value, (str, int, float)) and not isinstance(value, bool):
+        return value
+    return json.dumps(value)
 
 
 def to_json(value: object) -> bytes:

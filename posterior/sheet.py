@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from posterior.folders import replacing
+from posterior.images import displayed
 
 if TYPE_CHECKING:
     from posterior.editing import Edited
@@ -217,7 +218,7 @@ def _subtitle(result: Restoration | Edited) -> str:
 
 def _picture(image: Tensor) -> Any:
     """(C, H, W) in [-1, 1] as (H, W, 3) in [0, 1]."""
-    rgb = image.detach().cpu().expand(3, *image.shape[-2:]).permute(1, 2, 0)
+    rgb = displayed(image.detach().cpu()).expand(3, *image.shape[-2:]).permute(1, 2, 0)
     return torch.nan_to_num((rgb.double() + 1) / 2).clamp(0, 1).numpy()
 
 

@@ -20,7 +20,7 @@ def smooth() -> SmoothPrior:
 @pytest.fixture
 def photo_prior(monkeypatch: pytest.MonkeyPatch, smooth: SmoothPrior) -> SmoothPrior:
     """The smooth prior under the name "photo", for the command line."""
-    monkeypatch.setattr(posterior, "load_prior", lambda name: smooth, raising=False)
+    monkeypatch.setattr(posterior, "load_prior", lambda name, **_: smooth, raising=False)
     return smooth
 
 

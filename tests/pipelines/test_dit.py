@@ -56,7 +56,7 @@ def test_the_samples_of_home(pipe: DiTPipeline, steps: int, scale: float) -> Non
 
     with seen_by(pipe.transformer) as home, drawing(numbers(), "pipelines.dit.pipeline_dit"):
         image = pipe([207], guidance_scale=scale, num_inference_steps=steps, output_type="np")
-    with seen_by(pipe.transformer) as here:
+    with seen_by(prior.module) as here:
         samples = ours(prior, steps)
     # home puts the condition first in a batch of both
     same_path([(t, x[:1]) for t, x in home], [(t, x[-1:]) for t, x in here])

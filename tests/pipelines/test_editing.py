@@ -268,3 +268,24 @@ def test_the_command_line(
     assert run("edit", "scene.png", *told, "--method", "ddcm", "--out", "other") == 1
     assert "compares two prompts" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
+
+
+def test_the_pipeline_is_left_as_it_was_found(image: Tensor) -> None:
+    """Also after an exception; and its weights are shared, not copied."""
+    pipe = stable_diffusion()
+    pipe.unet.train()
+    before = {name: dict(vars(part)) for name, part in pipe.components.items() if part is not None}
+    weights = {k: v.clone() for k, v in pipe.unet.state_dict().items()}
+    prior = posterior.prior_from_pipeline(pipe, low_memory=True)
+    quick(image[:1], prior)
+    with pytest.raises(InputError):
+        quick(image[:1], prior, strength=2.0)
+    after = {name: dict(vars(part)) for name, part in pipe.components.items() if part is not None}
+    assert after == before
+    assert pipe.unet.training
+    assert all(p.requires_grad for p in pipe.unet.parameters())
+    assert not pipe.vae.use_tiling
+    assert all(torch.equal(v, weights[k]) for k, v in pipe.unet.state_dict().items())
+    with torch.no_grad():
+        pipe.unet.conv_in.weight.zero_()
+    assert not prior.module.conv_in.weight.any()

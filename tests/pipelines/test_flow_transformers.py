@@ -92,7 +92,7 @@ def compare(
         latents = at_home(pipe, steps, event, **calls)
     prior = posterior.prior_from_pipeline(pipe).given("a cat", negative, scale)
     prior.one_batch = isinstance(pipe, StableDiffusion3Pipeline)  # FLUX asks one by one
-    with seen_by(pipe.transformer) as here:
+    with seen_by(prior.module) as here:
         samples = run(prior, steps, event)
     assert samples.latents is not None
     assert float((samples.latents[0] - latents).abs().max()) < 1e-4 * float(latents.abs().max())
@@ -185,7 +185,7 @@ def test_levels_and_times_agree_on_every_grid(dev: FluxPipeline, config: dict[st
     prior = posterior.prior_from_pipeline(dev).given("a cat", scale=3.5)
     assert prior.schedule == RectifiedFlow()
     for grid in ("uniform", "karras", prior.home_grid(3, EVENT)):
-        with seen_by(dev.transformer) as calls:
+        with seen_by(prior.module) as calls:
             samples = posterior.sample(prior, grid=grid, shape=EVENT, seed=0, steps=3)
         for (time, _), (_, alpha, sigma) in zip(calls, samples.provenance["levels"], strict=False):
             assert time == pytest.approx(sigma, rel=1e-6)
@@ -472,7 +472,7 @@ def test_graph_bytes() -> None:
     for pipe in (stable_diffusion_3(), flux(num_layers=2)):
         prior = posterior.prior_from_pipeline(pipe).given(few(pipe, tokens=33, count=1))
         x = torch.zeros(1, 4, 20, 20)
-        weights = {p.untyped_storage().data_ptr() for p in pipe.transformer.parameters()}
+        weights = {p.untyped_storage().data_ptr() for p in prior.module.parameters()}
         with saved() as sizes:
             prior.vjp(x, 0.5)
         kept = sum(size for place, size in sizes.items() if place not in weights) / x.numel()

@@ -144,8 +144,10 @@ def test_a_pipeline_moves_with_all_its_parts() -> None:
     pipe = stable_diffusion()
     prior = posterior.prior_from_pipeline(pipe).given(["a cat", "dog"], scale=2.0).to("meta")
     assert prior.device.type == "meta"
-    for part in (pipe.unet, pipe.vae, pipe.text_encoder):
+    for part in (prior.module, prior.codec.vae, prior._pipe.text_encoder):
         assert {weight.device.type for weight in part.parameters()} == {"meta"}
+    for part in (pipe.unet, pipe.vae, pipe.text_encoder):  # the user's own stay where they were
+        assert {weight.device.type for weight in part.parameters()} == {"cpu"}
     x = torch.empty(2, 4, 8, 8, device="meta")
     estimate, pull = prior.vjp(x, 0.5)
     assert pull(x).device.type == estimate.x0.device.type == "meta"

@@ -56,7 +56,7 @@ def compare(pipe: Any, steps: int, modules: list[str], names: list[str], atol: f
     prior = posterior.prior_from_pipeline(quiet(pipe))
     with seen_by(pipe.unet) as home, drawing(numbers(names, steps), *modules):
         image = pipe(num_inference_steps=steps, output_type="np").images
-    with seen_by(pipe.unet) as here:
+    with seen_by(prior.module) as here:
         samples = ours(prior, steps)
     same_path(home, here, atol)
     draw = samples.draws[0]
@@ -145,7 +145,7 @@ def test_score_sde_path_by_path(corrections: int) -> None:
     ]
     with seen_by(pipe.unet) as home, drawing(all_numbers(), *modules):
         image = pipe(num_inference_steps=steps, output_type="np", return_dict=False)[0]
-    with seen_by(pipe.unet) as here:
+    with seen_by(prior.module) as here:
         samples = ours(prior, steps)
     same_path(home, here, atol=1e-3)
     assert samples.provenance["nfe"] == len(home) == prior.home().nfe(steps)
@@ -179,7 +179,7 @@ def test_edm_scheduler(unet: UNet2DModel, kind: str, law: str) -> None:
         for t in scheduler.timesteps:
             out = unet(scheduler.scale_model_input(x, t), t).sample
             x = scheduler.step(out, t, x).prev_sample
-    with seen_by(unet) as here:
+    with seen_by(prior.module) as here:
         draw = ours(prior, 6).draws[0]
     same_path(home, here)
     assert float((draw - x).abs().max()) < 1e-4 * float(x.abs().max())
@@ -262,6 +262,6 @@ def test_eta_between_ddim_and_ddpm(unet: UNet2DModel) -> None:
     # home also draws for the last step, and multiplies by zero
     with seen_by(unet) as home, drawing(numbers(["move"], 4), *modules):
         pipe(num_inference_steps=4, eta=0.5, output_type="np")
-    with seen_by(unet) as here:
+    with seen_by(prior.module) as here:
         posterior.sample(prior, method=prior.home(eta=0.5), steps=4, seed=0)
     same_path(home, here)

@@ -66,7 +66,7 @@ def compare(
         calls["guidance_rescale"] = rescale
     with seen_by(pipe.unet) as home:
         latents = pipe("a cat", latents=start(EVENT), output_type="latent", **calls).images
-    with seen_by(pipe.unet) as here:
+    with seen_by(prior.module) as here:
         samples = ours(prior, steps)
     if isinstance(pipe.scheduler, (DDIMScheduler, EulerDiscreteScheduler)):
         same_path(home, here)
@@ -209,7 +209,7 @@ def test_latent_consistency_path_by_path(steps: int) -> None:
     with seen_by(pipe.unet) as home, drawing(moves(steps), "schedulers.scheduling_lcm"):
         calls = {"num_inference_steps": steps, "guidance_scale": 8.5, "output_type": "latent"}
         latents = pipe("a cat", latents=start(EVENT), **calls).images
-    with seen_by(pipe.unet) as here:
+    with seen_by(prior.module) as here:
         samples = ours(prior, steps)
     same_path(home, here)
     assert samples.latents is not None

@@ -7,6 +7,7 @@ diffusers only when one of them is called.
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -47,7 +48,11 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
 def prior_from_pipeline(
     pipe: Any, *, rows: int | None = None, low_memory: bool = False
 ) -> PipelinePrior:
-    """The prior of a diffusers pipeline, its modules used as they stand.
+    """The prior of a diffusers pipeline, its modules as they stand now; the pipeline is left alone.
+
+    The prior works on modules of its own that share the weights: freezing, eval mode, tiles and
+    `.to` are not seen by the pipeline. (Modules with hooks of `accelerate`, as after
+    `enable_model_cpu_offload`, cannot be copied and are used themselves.)
 
     Args:
         pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), latent consistency,
@@ -66,6 +71,24 @@ def prior_from_pipeline(
             f"expected a diffusers pipeline, not {type(pipe).__name__}; for a folder or a hub name"
             " use posterior.load_prior"
         )
+    return _prior_of(_apart(pipe), rows, low_memory)
+
+
+def _apart(pipe: Any) -> Any:
+    """The pipeline with modules of its own on the same weights."""
+    from torch import nn
+
+    own = copy.copy(pipe)
+    for name, part in pipe.components.items():
+        if not isinstance(part, nn.Module) or any(hasattr(m, "_hf_hook") for m in part.modules()):
+            continue
+        shared: dict[int, Any] = {id(buffer): buffer for buffer in part.buffers()}
+        shared |= {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in part.parameters()}
+        setattr(own, name, copy.deepcopy(part, shared))
+    return own
+
+
+def _prior_of(pipe: Any, rows: int | None, low_memory: bool) -> PipelinePrior:
     for ancestor in type(pipe).__mro__:
         family = ancestor.__name__
         if family in _PIXEL:
@@ -149,7 +172,7 @@ def load_pipeline_prior(
     for name in ("unet", "vae"):  # the layout that convolutions are fastest in
         if (part := getattr(pipe, name, None)) is not None:
             part.to(memory_format=torch.channels_last)
-    return prior_from_pipeline(pipe, rows=rows, low_memory=low_memory)
+    return _prior_of(pipe, rows, low_memory)
 
 
 def is_pipeline_name(name: str | os.PathLike[str]) -> bool:

@@ -20,8 +20,8 @@ class PipelinePrior(ConditionedPrior):
     """The network of a pipeline, read as its scheduler says.
 
     Args:
-        pipe: the pipeline; its modules are used as they stand (adapters, hooks, dtype, device),
-            frozen and in eval mode.
+        pipe: the pipeline; its modules are used as they stand (adapters, hooks, dtype, device), and
+            frozen and put in eval mode.
         module: the network among them.
         rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
         low_memory: spend time instead of memory where there is a choice: guidance in two passes,
