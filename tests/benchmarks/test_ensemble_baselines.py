@@ -39,7 +39,7 @@ def off(x: Tensor) -> tuple[float, float]:
 @pytest.mark.parametrize("rounds", [1, 4])
 def test_es_mda_is_exact_for_many_particles(rounds: int) -> None:
     """5 standard errors of J independent draws, twice: the gains are estimates as well."""
-    count = 40_000
+    count = 10_000
     mean, covariance = off(es_mda(PRIOR, forward, Y, STD, count, rounds, seed=0))
     assert mean < 10 / math.sqrt(count)
     assert covariance < 10 * math.sqrt(2 / count)
