@@ -53,6 +53,8 @@ class Guidance:
     needs: ClassVar[frozenset[str]] = frozenset()
     """Out of "measurement", "network gradient", "operator gradient", "linear", "pinv", "source",
     "source prior"."""
+    climbs: ClassVar[bool] = False
+    """Whether the grid goes up from the clean source before it falls."""
     when: ClassVar[str] = "draws from the prior itself; no measurement"
     paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
 

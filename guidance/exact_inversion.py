@@ -38,6 +38,7 @@ class _Reversible(Guidance):
     default_steps: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    climbs: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -18,7 +18,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posterior.errors import InputError
+from posterior.errors import CapabilityError, InputError
 from posterior.guidance._editing import check_strength, last_part, moves
 from posterior.guidance.base import Guidance, State, Step
 from posterior.problem import Problem
@@ -53,6 +53,11 @@ class FlowChef(Guidance):
             raise InputError(f"step must be a number >= 0, got {self.step!r}")
         if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
             raise InputError(f"inner_steps must be an integer >= 1, got {self.inner_steps!r}")
+
+    def check(self, problem: Problem) -> None:
+        """A run that does not begin with noise begins with the source."""
+        if self.strength < 1 and problem.source is None:
+            raise CapabilityError("FlowChef with strength < 1 needs source=, where the run starts")
 
     def nfe(self, steps: int) -> int:
         """One for each step that is made."""

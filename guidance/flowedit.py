@@ -8,9 +8,10 @@ flow, x_t = (1 - t) x0 + t n with velocity v = n - x0, from t down to t':
     x_t  = z + x'_t - source
     z   <- z + (t' - t) (v(x_t) - v'(x'_t))         v under the target, v' under the source
 
-and, as x_t - x'_t = z - source, v - v' = (z - source - (D(x_t) - D'(x'_t))) / t with the denoisers.
-Any schedule is a rectified flow in x / (alpha + sigma) and t = sigma / (alpha + sigma), so that the
-method runs with every prior.
+z - source shrinks with the signal by itself, so that x_t is a state of the target: from it ordinary
+sampling may go on. As x_t - x'_t is that too, v - v' = (z - source - (D(x_t) - D'(x'_t))) / t with
+the denoisers. Any schedule is a rectified flow in x / (alpha + sigma), with t = sigma / (alpha +
+sigma), so that the method runs with every prior.
 """
 
 from __future__ import annotations
@@ -63,7 +64,8 @@ class FlowEdit(Guidance):
         """Two for each difference of velocities, one for each plain move."""
         made = moves(steps, self.strength)
         plain = min(self.plain, made)
-        return 2 * self.average * (made - plain) + plain
+        ordinary = plain + self.transition.evaluations * max(plain - 1, 0)
+        return 2 * self.average * (made - plain) + ordinary
 
     def grid(self, schedule: Schedule, steps: int) -> list[Level]:
         """The last part of the grid of `steps` moves."""
@@ -80,12 +82,12 @@ class FlowEdit(Guidance):
         source, z = problem.source, state["x"]
         assert source is not None
         left = step.steps - step.index
+        scale = t.alpha + t.sigma  # from the flow's states to the schedule's
         if left <= self.plain:
             first = step.index == 0 or left == self.plain
-            x_t = between(z, noise("source"), t) if first else z
+            x_t = between(source, noise("source"), t) + scale * (z - source) if first else z
             estimate = problem.prior(x_t, t.t)
             return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
-        scale = t.alpha + t.sigma  # from the flow's states to the schedule's
         difference = torch.zeros_like(z)
         for j in range(self.average):
             x_source = between(source, noise("source", j), t)

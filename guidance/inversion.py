@@ -56,6 +56,7 @@ class DDIMInversion(Guidance):
     default_steps: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    climbs: ClassVar[bool] = True
     when: ClassVar[str] = "editing by inversion, the plain form"
     paper: ClassVar[str] = "Song et al., ICLR 2021, arXiv 2010.02502"
 

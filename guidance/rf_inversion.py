@@ -59,6 +59,7 @@ class RFInversion(Guidance):
     default_steps: int = 28
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    climbs: ClassVar[bool] = True
     when: ClassVar[str] = "editing by controlled inversion, flow models"
     paper: ClassVar[str] = "Rout et al., ICLR 2025, arXiv 2410.10792"
 

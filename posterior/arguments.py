@@ -35,11 +35,11 @@ def build_problem(
                 f"{what} must be a Prior (posterior.load_prior, posterior.priors.*), not"
                 f" {type(given).__name__}"
             )
-    if source_prior is not None:
-        source_prior = _beside(prior, source_prior, source)
     for name, value in (("y", y), ("source", source)):
         if value is not None:
             check_tensor(name, value, prior)
+    if source_prior is not None:
+        source_prior = _beside(prior, source_prior, source)
     source = None if source is None else source.detach()
     if (operator is None) != (y is None):
         raise InputError("give operator and y together, or neither for unconditional draws")
@@ -181,6 +181,11 @@ def choose_levels(
     grid: str | Sequence[tuple[float, float, float]] | None,
 ) -> list[Level]:
     """The levels that were given, or those of the named or the method's own grid."""
+    if grid is not None and guidance.climbs:
+        raise InputError(
+            f"{type(guidance).__name__} goes up to noise and down again, grid= only down: choose"
+            " the levels by its own spacing= and strength="
+        )
     if grid is not None and not isinstance(grid, str):
         levels = grids.check(grid, prior.schedule)
         if steps is not None and steps != len(levels) - 1:

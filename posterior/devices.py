@@ -7,7 +7,7 @@ import torch
 from posterior.errors import CapabilityError, InputError, InputTypeError
 
 CPU_BUDGET = 2 << 30
-"""Bytes that a run plans with on a CPU."""
+"""Bytes that a run plans with on a CPU; on a GPU it is half of what is free."""
 
 
 def as_device(device: str | torch.device | None) -> torch.device:

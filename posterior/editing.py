@@ -206,6 +206,7 @@ def edit(
         if source is None or negative is not None:
             raise InputError("NegativePromptInversion guides away from source=: give it alone")
         negative = source
+    _check_guided(model, negative, scale, source_scale)
     told = _told(model, "target", target, negative, scales[1] if scale is None else scale)
     source_prior = (
         _told(model, "source", source, None, scales[0] if source_scale is None else source_scale)
@@ -245,7 +246,7 @@ def edit(
         reconstruction=pixels if codec is None else codec.decode(z),
         keep=still,
         info=info,
-        title=f"{source} → {target}" if source is not None else str(target or ""),
+        title=" → ".join(str(shown) for shown in (source, target) if shown is not None),
     )
 
 
@@ -271,6 +272,22 @@ def _with_strength(method: Guidance, strength: float | None) -> Guidance:
         raise InputError(f"{type(method).__name__} has no strength: see its own settings")
     changed: Guidance = replace(method, strength=strength)  # type: ignore[call-arg]
     return changed
+
+
+def _check_guided(prior: Prior, negative: object, *scales: float | None) -> None:
+    """Nothing is asked of classifier-free guidance that the prior does not have."""
+    guided = isinstance(prior, ConditionedPrior)
+    two_branches = isinstance(prior, ConditionedPrior) and not prior.embeds_scale
+    if negative is not None and not two_branches:
+        raise CapabilityError(
+            f"{type(prior).__name__} has no negative branch, which negative= and"
+            " NegativePromptInversion need: choose another method, or leave negative= out"
+        )
+    if not guided and any(scale not in (None, 1) for scale in scales):
+        raise CapabilityError(
+            f"{type(prior).__name__} has no classifier-free guidance: leave scale= and"
+            " source_scale= out"
+        )
 
 
 def _told(prior: Prior, what: str, condition: object, negative: object, scale: float) -> Prior:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from posterior import rows
+from posterior import devices, rows
 from posterior.arguments import build_problem, choose_levels, count, state_dtype
 from posterior.checkpoints import Checkpoint, Saved
 from posterior.errors import InputTypeError, SamplingError
@@ -35,7 +35,6 @@ from posterior.samples import Samples
 from posterior.schedules import Level
 from posterior.streams import Noise, seeds_of
 
-_CPU_BUDGET = 2 << 30  # bytes for the graphs of one chunk on a CPU; half of what is free on a GPU
 _CHECKPOINT_EVERY = 30.0  # seconds
 
 
@@ -257,7 +256,7 @@ def _chunk_size(
     if max_batch is not None:
         limit = count("max_batch", max_batch, 1)
     else:
-        budget = _CPU_BUDGET
+        budget = devices.CPU_BUDGET
         if prior.device.type == "cuda":
             budget = torch.cuda.mem_get_info(prior.device)[0] // 2
         per_row = math.prod(event) * prior.graph_bytes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -15,7 +16,7 @@ from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.guidance import Guidance
 from posterior.guidance._editing import ddim, last_part, up_and_down
 from posterior.schedules import CLEAN, EDM, Discrete, RectifiedFlow, Schedule, VPLinear
-from posterior.transitions import Euler
+from posterior.transitions import Euler, Heun
 
 SHAPE = (6,)
 SPREAD = 0.5
@@ -106,6 +107,8 @@ def test_two_priors_are_asked_for(method: Guidance) -> None:
         posterior.sample(prior, source_prior=prior, method=method)
     with pytest.raises(InputError, match="one model under two conditions"):
         edited(method, prior, white(0.0, EDM()))
+    with pytest.raises(InputTypeError, match="source must be"):
+        edited(method, prior, prior, x="cat.png")  # type: ignore[arg-type]
     with pytest.raises(InputTypeError, match="source_prior"):
         edited(method, prior, "a cat")  # type: ignore[arg-type]
 
@@ -198,6 +201,9 @@ def test_flowedit_averages_and_ends_plainly() -> None:
     plain = guidance.FlowEdit(strength=1.0, plain=3)
     run = posterior.sample(target, source=SOURCE, source_prior=source, method=plain, steps=8)
     assert run.provenance["nfe"] == plain.nfe(8) == 2 * 5 + 3
+    heun = replace(plain, transition=Heun())
+    run = posterior.sample(target, source=SOURCE, source_prior=source, method=heun, steps=8)
+    assert run.provenance["nfe"] == heun.nfe(8) == 2 * 5 + 3 + 2
     whole = guidance.FlowEdit(strength=0.5, plain=99, spacing="uniform")
     sdedit = guidance.SDEdit(strength=0.5, transition=Euler, spacing="uniform")
     noise_apart = [  # all moves plain is SDEdit but for the name of the noise: compare the slopes
@@ -205,6 +211,15 @@ def test_flowedit_averages_and_ends_plainly() -> None:
         for method in (whole, sdedit)
     ]
     torch.testing.assert_close(*noise_apart)
+
+
+@pytest.mark.parametrize("plain", [1, 4, 9])
+def test_flowedit_goes_on_plainly_from_a_state_of_the_target(plain: int) -> None:
+    """The offset at t is (1 - t) Dm, as that of the states: what follows is a run, moved."""
+    method = guidance.FlowEdit(strength=1.0, plain=plain)
+    still = edited(method, white(0.0), white(0.0))
+    moved = edited(method, white(SHIFT), white(0.0))
+    torch.testing.assert_close(moved, still + SHIFT)
 
 
 SCHEDULES = (VPLinear(), RectifiedFlow(), EDM())
@@ -227,6 +242,19 @@ def test_the_schedule_is_only_a_scale(method: Guidance) -> None:
 
 
 # ---------------------------------------------------------------------------------- inversion
+
+
+@pytest.mark.parametrize(
+    "method",
+    [guidance.DDIMInversion(), guidance.EDICT(), guidance.BDIA(), guidance.RFInversion()],
+    ids=repr,
+)
+def test_an_inversion_takes_no_grid_that_only_falls(method: Guidance) -> None:
+    prior = white(0.0)
+    levels = [*map(prior.schedule.level, (0.9, 0.5)), CLEAN]
+    for grid in ("karras", levels):
+        with pytest.raises(InputError, match="spacing="):
+            edited(method, prior, steps=None, grid=grid)
 
 
 @pytest.mark.parametrize("label", ["target", "source"])
@@ -256,8 +284,6 @@ REVERSIBLE = [
 @pytest.mark.parametrize("method", REVERSIBLE, ids=repr)
 @pytest.mark.parametrize("strength", [1.0, 0.7])
 def test_round_trips_are_exact_for_any_network(method: Guidance, strength: float) -> None:
-    from dataclasses import replace
-
     prior, method = network(3), replace(method, strength=strength)
     back = edited(method, prior, steps=20)
     # rounding grows like gamma^-20 = 87 or mixing^-40 = 7500 at the worst, and the network adds
@@ -339,6 +365,14 @@ def test_flowchef_puts_y_in_place_and_is_euler_without_a_step() -> None:
     euler = Guidance(transition=Euler, spacing="uniform")
     plain = posterior.sample(prior, shape=SHAPE, method=euler, steps=9, n=2).draws
     torch.testing.assert_close(free[:, 0], plain[:, 0])
+
+
+def test_flowchef_does_not_start_from_noise_halfway() -> None:
+    prior, run = white(0.2), {"operator": operators.Identity(), "y": SOURCE, "noise": 0.1}
+    method = guidance.FlowChef(strength=0.5)
+    with pytest.raises(CapabilityError, match="source="):
+        posterior.sample(prior, method=method, **run)
+    assert torch.isfinite(edited(method, prior, **run)).all()
 
 
 def test_flowchef_descends_on_one_draws_own_loss() -> None:

@@ -164,6 +164,30 @@ def test_components_are_prompts(method: str) -> None:
     assert drift < 0.35  # two independent ones are 0.32 sqrt(2) = 0.45 apart
 
 
+def test_a_title_shows_component_0_and_conditions_for_each_image() -> None:
+    prior = components()
+    x = prior.sample(2, seed=0).float().clamp(-1, 1)
+    run = {"method": "sdedit", "steps": 2}
+    assert posterior.edit(x, prior, target=0, **run).title == "0"
+    assert posterior.edit(x, prior, source=1, target=0, **run).title == "1 → 0"
+    assert "0, 1" in posterior.edit(x, prior, target=torch.tensor([0, 1]), **run).title
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"negative": 1},
+        {"scale": 5.0},
+        {"source_scale": 5.0},
+        {"method": "negative-prompt-inversion"},
+    ],
+    ids=str,
+)
+def test_guidance_is_not_dropped_in_silence(given: dict[str, object]) -> None:
+    with pytest.raises(CapabilityError, match="GaussianMixture has no"):
+        posterior.edit(torch.zeros(1, 4, 4), components(), source=0, target=1, **given)
+
+
 # ------------------------------------------------------------------------------ files and faults
 
 

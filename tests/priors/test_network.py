@@ -326,7 +326,7 @@ def test_rows_that_move_together_fit_a_memory_budget(monkeypatch: pytest.MonkeyP
     operator = operators.from_matrix(torch.eye(3))
     run = {"noise": 0.5, "method": guidance.DPS(), "steps": 3, "n": 7}
     whole = posterior.sample(prior, operator, torch.zeros(1, 3), **run)
-    monkeypatch.setattr("posterior.sampler._CPU_BUDGET", 5 * 3 * 1000)
+    monkeypatch.setattr("posterior.devices.CPU_BUDGET", 5 * 3 * 1000)
     parts = posterior.sample(prior, operator, torch.zeros(1, 3), **run)
     assert (whole.provenance["max_batch"] > 7, parts.provenance["max_batch"]) == (True, 4)
     assert torch.equal(parts.draws, whole.draws)
