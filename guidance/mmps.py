@@ -34,6 +34,7 @@ class MMPS(Guidance):
     """
 
     iterations: int = 3
+    default_steps: int = 50  # as dear as 100 steps of DPS
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"measurement", "network gradient", "operator gradient"}
