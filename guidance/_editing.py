@@ -7,14 +7,17 @@ Up there the source's prior tells the noise, on the way down the target's.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
 from posterior.errors import InputError
-from posterior.guidance.base import Step
+from posterior.guidance.base import Guidance, Step
 from posterior.priors.base import Prior
 from posterior.problem import Problem
-from posterior.schedules import CLEAN, Level
+from posterior.schedules import CLEAN, Level, Schedule
+from posterior.transitions import Euler, Transition
 
 
 def check_strength(strength: object) -> None:
@@ -62,3 +65,32 @@ def ddim(x: Tensor, eps: Tensor, t: Level, s: Level) -> Tensor:
 def between(source: Tensor, z: Tensor, level: Level) -> Tensor:
     """alpha source + sigma z, in the scale of the schedule."""
     return level.alpha * source + level.sigma * z
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(Guidance):
+    """The base of the methods that take the source up to noise and down again.
+
+    `steps` are counted one way; `strength` is the share of the levels that is climbed, in (0, 1].
+    """
+
+    strength: float = 1.0
+    transition: Transition = Euler
+    spacing: str = "leading"
+    default_steps: int = 50
+
+    needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    climbs: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_strength(self.strength)
+
+    def nfe(self, steps: int) -> int:
+        """One for each move, up and down."""
+        made = moves(steps, self.strength)
+        return made + super().nfe(made)
+
+    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
+        """Up the last part of the grid of `steps` moves, and down again."""
+        return up_and_down(last_part(super().grid(schedule, steps), self.strength))

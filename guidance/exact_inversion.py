@@ -15,7 +15,7 @@ from torch import Tensor
 from posterior import grids, rows
 from posterior.errors import InputError
 from posterior.guidance._editing import (
-    check_strength,
+    Inversion,
     ddim,
     last_part,
     moves,
@@ -23,30 +23,21 @@ from posterior.guidance._editing import (
     source_prior,
     up_and_down,
 )
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
 from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Reversible(Guidance):
+class _Reversible(Inversion):
     """Up and down the last part of a grid whose levels all have signal."""
 
     strength: float = 0.8
-    spacing: str = "leading"
-    default_steps: int = 50
-
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
-    climbs: ClassVar[bool] = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.strength)
 
     def grid(self, schedule: Schedule, steps: int) -> list[Level]:
         """Up the last part of the grid of `steps` moves, and down again."""
-        falling = super().grid(schedule, steps)
+        falling = grids.named(self.spacing, schedule, steps)
         if falling[0].alpha == 0:
             falling = grids.with_signal(falling, schedule)
         return up_and_down(last_part(falling, self.strength))

@@ -21,25 +21,20 @@ from typing import ClassVar, Literal, get_args
 
 from posterior.errors import unknown_name
 from posterior.guidance._editing import (
-    check_strength,
+    Inversion,
     ddim,
-    last_part,
-    moves,
     rises,
     source_prior,
-    up_and_down,
 )
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
-from posterior.transitions import Euler, Transition
 
 Label = Literal["target", "source"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDIMInversion(Guidance):
+class DDIMInversion(Inversion):
     """Invert the source by DDIM, denoise under the target's prior.
 
     Args:
@@ -49,31 +44,15 @@ class DDIMInversion(Guidance):
     Two runs with different seeds are equal: nothing is random. `steps` are counted one way.
     """
 
-    strength: float = 1.0
     label: Label = "target"
-    transition: Transition = Euler
-    spacing: str = "leading"
-    default_steps: int = 50
 
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
-    climbs: ClassVar[bool] = True
     when: ClassVar[str] = "editing by inversion, the plain form"
     paper: ClassVar[str] = "Song et al., ICLR 2021, arXiv 2010.02502"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.strength)
         if self.label not in get_args(Label):
             raise unknown_name("label", str(self.label), get_args(Label))
-
-    def nfe(self, steps: int) -> int:
-        """One for each move, up and down."""
-        made = moves(steps, self.strength)
-        return made + super().nfe(made)
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """Up the last part of the grid of `steps` moves, and down again."""
-        return up_and_down(last_part(super().grid(schedule, steps), self.strength))
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Up under the source, down under the target."""

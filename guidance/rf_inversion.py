@@ -24,23 +24,18 @@ from typing import ClassVar
 
 from posterior.errors import InputError
 from posterior.guidance._editing import (
-    check_strength,
+    Inversion,
     ddim,
-    last_part,
-    moves,
     rises,
     source_prior,
-    up_and_down,
 )
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
-from posterior.transitions import Euler, Transition
 
 
 @dataclass(frozen=True, kw_only=True)
-class RFInversion(Guidance):
+class RFInversion(Inversion):
     """Controlled inversion, controlled editing.
 
     Args:
@@ -53,32 +48,18 @@ class RFInversion(Guidance):
     gamma: float = 0.5
     eta: float = 0.9
     stop: float = 0.25
-    strength: float = 1.0
-    transition: Transition = Euler
     spacing: str = "uniform"
     default_steps: int = 28
 
-    needs: ClassVar[frozenset[str]] = frozenset({"source"})
-    climbs: ClassVar[bool] = True
     when: ClassVar[str] = "editing by controlled inversion, flow models"
     paper: ClassVar[str] = "Rout et al., ICLR 2025, arXiv 2410.10792"
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.strength)
         for name in ("gamma", "eta", "stop"):
             value = getattr(self, name)
             if not (isinstance(value, (int, float)) and 0 <= value <= 1):
                 raise InputError(f"{name} must be in [0, 1], got {value!r}")
-
-    def nfe(self, steps: int) -> int:
-        """One for each move, up and down."""
-        made = moves(steps, self.strength)
-        return made + super().nfe(made)
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """Up the last part of the grid of `steps` moves, and down again."""
-        return up_and_down(last_part(super().grid(schedule, steps), self.strength))
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Up towards one sample of the noise, down towards the source."""
