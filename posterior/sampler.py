@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from posterior import devices, rows
+from posterior import devices, heap, rows
 from posterior.arguments import build_problem, choose_levels, count, state_dtype
 from posterior.checkpoints import Checkpoint, Saved
 from posterior.errors import InputTypeError, SamplingError
@@ -204,7 +204,9 @@ def sample(
     run = _Run(guidance, chunks, list(pairwise(levels)), layout, prior.counts, started)
     if saved is not None:
         run.restore(saved)
-    stopped = run.go(callback, sys.stderr.isatty() if progress is None else progress, store, strict)
+    show = sys.stderr.isatty() if progress is None else progress
+    with heap.kept(prior.device):
+        stopped = run.go(callback, show, store, strict)
 
     latents = run.estimates() if stopped else run.draws()
     failed = layout.of_draws(torch.cat([c.failed for c in chunks]))
