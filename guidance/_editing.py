@@ -12,17 +12,18 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from posterior.errors import InputError
+from posterior.errors import CapabilityError, InputError
 from posterior.guidance.base import Guidance, Step
 from posterior.priors.base import Prior
 from posterior.problem import Problem
-from posterior.schedules import CLEAN, Level, Schedule
+from posterior.schedules import CLEAN, Level
 from posterior.transitions import Euler, Transition
 
 
 def check_strength(strength: object) -> None:
     """A number in (0, 1]."""
-    if not (isinstance(strength, (int, float)) and 0 < strength <= 1):
+    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
+    if not (number and 0 < strength <= 1):  # type: ignore[operator]  # a number
         raise InputError(f"strength must be in (0, 1], got {strength!r}")
 
 
@@ -68,13 +69,42 @@ def between(source: Tensor, z: Tensor, level: Level) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inversion(Guidance):
+class PartWay(Guidance):
+    """The base of the methods that make the last moves of a grid, from the noised source.
+
+    `strength` is the share of the moves that is made, in (0, 1]; at 1 a run that was given no
+    source begins with noise.
+    """
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_strength(self.strength)
+
+    def check(self, problem: Problem) -> None:
+        """A run that does not begin with noise begins with the source."""
+        if self.strength < 1 and problem.source is None:
+            raise CapabilityError(
+                f"{type(self).__name__} with strength < 1 needs source=, where the run starts"
+            )
+
+    def nfe(self, steps: int) -> int:
+        """One for each move that is made."""
+        return super().nfe(moves(steps, self.strength))
+
+    def visits(self, falling: list[Level]) -> list[Level]:
+        """The levels of the last moves."""
+        return last_part(falling, self.strength)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inversion(PartWay):
     """The base of the methods that take the source up to noise and down again.
 
     `steps` are counted one way; `strength` is the share of the levels that is climbed, in (0, 1].
     """
 
-    strength: float = 1.0
     transition: Transition = Euler
     spacing: str = "leading"
     default_steps: int = 50
@@ -82,15 +112,10 @@ class Inversion(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     climbs: ClassVar[bool] = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.strength)
-
     def nfe(self, steps: int) -> int:
         """One for each move, up and down."""
-        made = moves(steps, self.strength)
-        return made + super().nfe(made)
+        return moves(steps, self.strength) + super().nfe(steps)
 
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """Up the last part of the grid of `steps` moves, and down again."""
-        return up_and_down(last_part(super().grid(schedule, steps), self.strength))
+    def visits(self, falling: list[Level]) -> list[Level]:
+        """Up the last part of the grid, and down again."""
+        return up_and_down(super().visits(falling))

@@ -89,7 +89,11 @@ class Guidance:
 
     def grid(self, schedule: Schedule, steps: int) -> list[Level]:
         """The levels to visit; the last one is clean."""
-        return grids.named(self.spacing, schedule, steps)
+        return self.visits(grids.named(self.spacing, schedule, steps))
+
+    def visits(self, falling: list[Level]) -> list[Level]:
+        """What a run visits of a grid from noise to clean, its own or one that was named: all."""
+        return falling
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
         """The state at the first level: the source brought to it, or noise alone."""

@@ -16,17 +16,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posterior.errors import CapabilityError
-from posterior.guidance._editing import check_strength, last_part, moves
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance._editing import PartWay
+from posterior.guidance.base import State, Step
 from posterior.guidance.mcg import projected
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blended(Guidance):
+class Blended(PartWay):
     """Sample under the target's prior and put what is measured back at every level.
 
     Args:
@@ -34,29 +32,11 @@ class Blended(Guidance):
             noised source, which must then be given.
     """
 
-    strength: float = 1.0
     default_steps: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "linear", "pinv"})
     when: ClassVar[str] = "editing with a mask; no gradient of the network"
     paper: ClassVar[str] = "Avrahami et al., CVPR 2022, arXiv 2111.14818; SIGGRAPH 2023, 2206.02779"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.strength)
-
-    def check(self, problem: Problem) -> None:
-        """A run that does not begin with noise begins with the source."""
-        if self.strength < 1 and problem.source is None:
-            raise CapabilityError("Blended with strength < 1 needs source=, where the run starts")
-
-    def nfe(self, steps: int) -> int:
-        """One for each step that is made."""
-        return super().nfe(moves(steps, self.strength))
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate, move, put back."""

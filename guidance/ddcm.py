@@ -20,15 +20,15 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from posterior.errors import InputError
-from posterior.guidance._editing import between, check_strength, last_part, moves, source_prior
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance._editing import PartWay, between, moves, source_prior
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
+from posterior.schedules import Level
 from posterior.streams import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class DDCM(Guidance):
+class DDCM(PartWay):
     """InfEdit's sampler: for few-step models above all.
 
     Args:
@@ -38,7 +38,6 @@ class DDCM(Guidance):
     """
 
     eta: float = 1.0
-    strength: float = 1.0
     spacing: str = "trailing"
     default_steps: int = 12
 
@@ -48,17 +47,12 @@ class DDCM(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.strength)
         if not (isinstance(self.eta, (int, float)) and 0 <= self.eta <= 1):
             raise InputError(f"eta must be in [0, 1], got {self.eta!r}")
 
     def nfe(self, steps: int) -> int:
         """Two for each step that is made: target and source."""
         return 2 * moves(steps, self.strength)
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
         """Both states are the source with the same noise."""

@@ -34,13 +34,12 @@ from torch import Tensor
 from posterior import rows
 from posterior.errors import CapabilityError, InputError, unknown_name
 from posterior.estimates import Estimate, Pull
-from posterior.guidance._editing import check_strength, last_part, moves
+from posterior.guidance._editing import PartWay, moves
 from posterior.guidance._moments import guided_correction
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance.base import State, Step
 from posterior.operators.noise import PoissonNoise
 from posterior.priors.base import Prior
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
 from posterior.transitions import LearnedVariance
 
@@ -50,7 +49,7 @@ _REFERENCE_DIMENSION = 3 * 256 * 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class DPS(Guidance):
+class DPS(PartWay):
     """Diffusion posterior sampling.
 
     Args:
@@ -68,7 +67,6 @@ class DPS(Guidance):
     likelihood: Likelihood = "gaussian"
     scale: float | None = None
     clamp: bool = False
-    strength: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"measurement", "network gradient", "operator gradient"}
@@ -83,7 +81,6 @@ class DPS(Guidance):
         scale = self.scale
         if scale is not None and not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
             raise InputError(f"scale must be a number >= 0 or None, got {scale!r}")
-        check_strength(self.strength)
 
     @staticmethod
     def preset(name: str) -> DPS:
@@ -106,9 +103,8 @@ class DPS(Guidance):
 
     def check(self, problem: Problem) -> None:
         """The noise model must be one that the likelihood can use."""
+        super().check(problem)
         _, _, noise_model = problem.measured()
-        if self.strength < 1 and problem.source is None:
-            raise CapabilityError("DPS with strength < 1 needs source=, where the run starts")
         if self.likelihood.startswith("poisson") and not isinstance(noise_model, PoissonNoise):
             raise CapabilityError(
                 f'DPS(likelihood="{self.likelihood}") needs PoissonNoise; for Gaussian noise take'
@@ -116,17 +112,9 @@ class DPS(Guidance):
             )
         check_variance(problem, "DPS")
 
-    def nfe(self, steps: int) -> int:
-        """One for each step that is made."""
-        return super().nfe(moves(steps, self.strength))
-
     def vjps(self, steps: int) -> int:
         """One backward pass for each step that is made; none when scale = 0."""
         return 0 if self.scale == 0 else moves(steps, self.strength)
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate with gradient, residual, correct, move."""

@@ -17,11 +17,9 @@ from posterior.errors import InputError
 from posterior.guidance._editing import (
     Inversion,
     ddim,
-    last_part,
     moves,
     rises,
     source_prior,
-    up_and_down,
 )
 from posterior.guidance.base import State, Step
 from posterior.problem import Problem
@@ -40,7 +38,7 @@ class _Reversible(Inversion):
         falling = grids.named(self.spacing, schedule, steps)
         if falling[0].alpha == 0:
             falling = grids.with_signal(falling, schedule)
-        return up_and_down(last_part(falling, self.strength))
+        return self.visits(falling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +123,8 @@ class BDIA(_Reversible):
         down  x_{i-1} = gamma (x_{i+1} - P_{i -> i+1}) + P_{i -> i-1}
         up    x_{i+1} = (x_{i-1} - P_{i -> i-1}) / gamma + P_{i -> i+1}
 
-    Up, errors grow like gamma^-steps: the paper's gamma for generation, 0.5, is of no use here.
+    Up, errors grow like gamma^-steps: the paper's gamma for generation, 0.5, is of no use here. The
+    first move down undoes the last one up, whatever the target: an edit takes two moves at least.
 
     Args:
         gamma: in (0, 1]; 1 is symmetric in time.
@@ -145,6 +144,16 @@ class BDIA(_Reversible):
     def nfe(self, steps: int) -> int:
         """One for each move; the first one down is known already."""
         return 2 * moves(steps, self.strength) - 1
+
+    def visits(self, falling: list[Level]) -> list[Level]:
+        """Up the last part of the grid, and down again."""
+        levels = super().visits(falling)
+        if len(levels) < 5:
+            raise InputError(
+                f"BDIA makes one move of {len(falling) - 1} steps at strength={self.strength}, and"
+                " its first move down gives the source back: take more steps or more strength"
+            )
+        return levels
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
         """The source; its neighbour is not known yet."""

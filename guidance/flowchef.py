@@ -18,16 +18,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posterior.errors import CapabilityError, InputError
-from posterior.guidance._editing import check_strength, last_part, moves
-from posterior.guidance.base import Guidance, State, Step
+from posterior.errors import InputError
+from posterior.guidance._editing import PartWay, moves
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowChef(Guidance):
+class FlowChef(PartWay):
     """Gradient descent on the estimate, frozen velocity.
 
     Args:
@@ -38,7 +37,6 @@ class FlowChef(Guidance):
 
     step: float = 1.0
     inner_steps: int = 1
-    strength: float = 1.0
     spacing: str = "uniform"
     default_steps: int = 100
 
@@ -48,24 +46,14 @@ class FlowChef(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.strength)
         if not (isinstance(self.step, (int, float)) and 0 <= self.step < float("inf")):
             raise InputError(f"step must be a number >= 0, got {self.step!r}")
         if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
             raise InputError(f"inner_steps must be an integer >= 1, got {self.inner_steps!r}")
 
-    def check(self, problem: Problem) -> None:
-        """A run that does not begin with noise begins with the source."""
-        if self.strength < 1 and problem.source is None:
-            raise CapabilityError("FlowChef with strength < 1 needs source=, where the run starts")
-
     def nfe(self, steps: int) -> int:
         """One for each step that is made."""
         return moves(steps, self.strength)
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate, descend on the estimate, move with the old velocity."""

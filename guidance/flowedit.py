@@ -22,16 +22,16 @@ from typing import ClassVar
 import torch
 
 from posterior.errors import InputError
-from posterior.guidance._editing import between, check_strength, last_part, moves, source_prior
-from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance._editing import PartWay, between, moves, source_prior
+from posterior.guidance.base import State, Step
 from posterior.problem import Problem
-from posterior.schedules import Level, Schedule
+from posterior.schedules import Level
 from posterior.streams import Noise
 from posterior.transitions import Euler, Transition
 
 
 @dataclass(frozen=True, kw_only=True)
-class FlowEdit(Guidance):
+class FlowEdit(PartWay):
     """Integrate the difference of two velocities.
 
     Args:
@@ -54,7 +54,6 @@ class FlowEdit(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_strength(self.strength)
         if not isinstance(self.average, int) or self.average < 1:
             raise InputError(f"average must be an integer >= 1, got {self.average!r}")
         if not isinstance(self.plain, int) or self.plain < 0:
@@ -66,10 +65,6 @@ class FlowEdit(Guidance):
         plain = min(self.plain, made)
         ordinary = plain + self.transition.evaluations * max(plain - 1, 0)
         return 2 * self.average * (made - plain) + ordinary
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
         """The source itself: z carries no noise."""

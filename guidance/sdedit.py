@@ -13,13 +13,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from posterior.guidance._editing import check_strength, last_part, moves
-from posterior.guidance.base import Guidance
-from posterior.schedules import Level, Schedule
+from posterior.guidance._editing import PartWay
 
 
 @dataclass(frozen=True, kw_only=True)
-class SDEdit(Guidance):
+class SDEdit(PartWay):
     """Noise the source to a level and sample from there under the target's prior.
 
     Args:
@@ -33,15 +31,3 @@ class SDEdit(Guidance):
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
     when: ClassVar[str] = "editing, the baseline: noise the source, denoise under the target"
     paper: ClassVar[str] = "Meng et al., ICLR 2022, arXiv 2108.01073"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_strength(self.strength)
-
-    def nfe(self, steps: int) -> int:
-        """One for each step that is made."""
-        return super().nfe(moves(steps, self.strength))
-
-    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
-        """The last part of the grid of `steps` moves."""
-        return last_part(super().grid(schedule, steps), self.strength)

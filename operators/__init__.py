@@ -14,6 +14,7 @@ from posterior.operators.compose import Compose, Stack
 from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
 from posterior.operators.features import FeatureMatch, SteerableFeatures
 from posterior.operators.fourier import MRI, CoilSensitivities, SubsampledFourier, birdcage_maps
+from posterior.operators.haze import Haze
 from posterior.operators.interferometry import (
     ClosurePhases,
     LogClosureAmplitudes,
@@ -89,6 +90,7 @@ __all__ = [
     "GaussianNoise",
     "GaussianSensing",
     "HDRClipping",
+    "Haze",
     "Identity",
     "LinearLight",
     "LippmannSchwinger",

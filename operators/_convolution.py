@@ -1,8 +1,10 @@
 """Two-dimensional convolution of an image with one kernel, and its exact transpose.
 
-A small kernel that is a product of two one-dimensional ones runs along the axes, any other by FFT.
-There a kernel only ever meets an image that was continued by its boundary rule beforehand; what the
-FFT wraps around is cut away. The transpose runs the same steps backwards. Rounding: about 1e-7 of
+A small kernel that is a product of two one-dimensional ones runs along the axes. One of few entries
+other than 0, such as a line, adds up so many shifted images (on CPUs; elsewhere each would be a
+kernel launch). Any other goes by FFT. There a kernel only ever meets an image that was continued by
+its boundary rule beforehand; what the FFT wraps around is cut away. The transpose runs the same
+steps backwards. Rounding: about 1e-7 of
 the largest pixel in float32, 1e-16 in float64.
 """
 
@@ -15,12 +17,13 @@ import torch
 from torch import Tensor
 
 from posterior.operators._boundary import gather_matrix, padded_index
-from posterior.operators._rowwise import Memo, by_row
+from posterior.operators._rowwise import Memo, by_row, together
 from posterior.operators._separable import Bands, both_axes
 
 Pad = tuple[int, int]
 
 _SHORT = 64  # taps, up to which two products along the axes cost less than an FFT
+_FEW = 40  # entries other than 0, up to which adding shifted images costs less than an FFT
 _EXACT = 1e-14  # a kernel this close to a product is one: rounding of its float64 entries
 
 
@@ -29,7 +32,7 @@ class Filter:
     """y[i] = sum_a kernel[a] x[i stride + lead - a], lead = size - 1 - pad before, along both axes.
 
     Args:
-        kernel: (K, kh, kw) float64, one kernel for all rows (K = 1) or one for each.
+        kernel: (K, kh, kw) float64, one kernel for all rows (K = 1) or one for each (K = B).
         pads: pixels that x is continued by, ((top, bottom), (left, right)).
         boundary: how it is continued.
         stride: every so many outputs are kept.
@@ -43,48 +46,62 @@ class Filter:
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> (B, C, (H + pads - kh) // stride + 1, ...)."""
+        if len(self.kernel) > 1:
+            return self._each(lambda one, row: one.forward(row), x)
         image = (x.shape[2], x.shape[3])
         if self._separable():
             along_h, along_w = self._bands(x, image, transposed=False)
             return by_row(lambda row, _: both_axes(row, along_h, along_w), x)
+        entries = self._entries(x)
+        if entries is not None:
+            return self._line_by_line("shifted", lambda rows: self._shifted(rows, entries), x)
         transfer, size = self._transfer(x, image), self._fft_size(image)
         kh, kw = self.kernel.shape[1:]
         h, w = self._padded(image)
 
-        def one(row: Tensor, b: int) -> Tensor:
-            full = _multiply(self._continued(row), transfer[b % len(transfer)], size)
+        def f(rows: Tensor) -> Tensor:
+            full = _multiply(self._continued(rows), transfer, size)
             if self.boundary == "circular":
                 return full
-            return full[:, :, kh - 1 : h : self.stride, kw - 1 : w : self.stride]
+            return full[:, :, kh - 1 : h : self.stride, kw - 1 : w : self.stride].contiguous()
 
-        return by_row(_by_part(one), x)
+        return _by_part(f)(x)
 
     def adjoint(self, y: Tensor, image: tuple[int, int]) -> Tensor:
         """The transpose, for x of size `image`: (B, C, h, w) -> (B, C, H, W)."""
+        if len(self.kernel) > 1:
+            return self._each(lambda one, row: one.adjoint(row, image), y)
         if self._separable():
             along_h, along_w = self._bands(y, image, transposed=True)
             return by_row(lambda row, _: both_axes(row, along_h, along_w), y)
+        entries = self._entries(y)
+        if entries is not None:
+            return self._line_by_line(
+                "shifted back", lambda rows: self._shifted_back(rows, image, entries), y
+            )
         transfer, size = self._transfer(y, image, transposed=True), self._fft_size(image)
         kh, kw = self.kernel.shape[1:]
         h, w = self._padded(image)
 
-        def one(row: Tensor, b: int) -> Tensor:
+        def f(rows: Tensor) -> Tensor:
             if self.boundary == "circular":
-                return _multiply(row, transfer[b % len(transfer)], size)
-            full = row.new_zeros(*row.shape[:2], *size)
+                return _multiply(rows, transfer, size)
+            full = rows.new_zeros(*rows.shape[:2], *size)
             full[:, :, kh - 1 :: self.stride, kw - 1 :: self.stride][
-                :, :, : row.shape[2], : row.shape[3]
-            ] = row
-            padded = _multiply(full, transfer[b % len(transfer)], size)[:, :, :h, :w]
+                :, :, : rows.shape[2], : rows.shape[3]
+            ] = rows
+            padded = _multiply(full, transfer, size)[:, :, :h, :w]
             return self._folded(padded, image)
 
-        return by_row(_by_part(one), y)
+        return _by_part(f)(y)
 
     def circular(self, x: Tensor, response: str) -> Tensor:
         """A circular convolution's other functions of the transfer function t, by name.
 
         "normal" |t|^2; "pinv" 1 / t, and 0 where |t| is below sqrt(eps) of its largest value.
         """
+        if len(self.kernel) > 1:
+            return self._each(lambda one, row: one.circular(row, response), x)
         size = (x.shape[2], x.shape[3])
         transfer = self._transfer(x, size)
         if response == "normal":
@@ -93,7 +110,73 @@ class Filter:
             power = transfer.abs()
             cut = torch.finfo(power.dtype).eps ** 0.5 * power.amax((-2, -1), keepdim=True)
             other = torch.where(power > cut, 1 / transfer, 0)
-        return by_row(_by_part(lambda row, b: _multiply(row, other[b % len(other)], size)), x)
+        return _by_part(lambda rows: _multiply(rows, other, size))(x)
+
+    def _each(self, apply: Callable[[Filter, Tensor], Tensor], x: Tensor) -> Tensor:
+        """Row b by kernel b alone, in the way that is best for that one."""
+
+        def build() -> list[Filter]:
+            return [
+                Filter(one, self.pads, self.boundary, self.stride)
+                for one in torch.split(self.kernel, 1)
+            ]
+
+        filters = self._memo("each", build)
+        return torch.cat([apply(f, row) for f, row in zip(filters, x.split(1), strict=True)])
+
+    def _line_by_line(self, what: str, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`f` that runs along the lines of all images, each by itself if one thread does it all.
+
+        Several threads share them out at any place, where the end of a vector may round otherwise.
+        """
+        if torch.get_num_threads() > 1:
+            return by_row(lambda row, _: f(row), x)
+        return together((what, self.kernel.shape[1:], self.pads, self.boundary), f, x)
+
+    def _entries(self, x: Tensor) -> list[tuple[int, int, float]] | None:
+        """(row, column, kernel there) of the entries other than 0; None where an FFT is better."""
+        if x.device.type != "cpu" or self.stride > 1 or self.boundary == "circular":
+            return None  # nothing is added to a circular image before its FFT
+
+        def build() -> list[tuple[int, int, float]] | None:
+            places = self.kernel[0].nonzero().tolist()
+            if len(places) > _FEW:
+                return None
+            return [(a, b, float(self.kernel[0, a, b])) for a, b in places]
+
+        return self._memo("entries", build)
+
+    def _shifted(self, x: Tensor, entries: list[tuple[int, int, float]]) -> Tensor:
+        """y = sum_a kernel[a] x shifted by a, x continued."""
+        padded = self._continued(x).contiguous()
+        size = (*x.shape[:2], *self._outputs(padded.shape[2:]))
+        y = padded.new_zeros(size)
+        for shift, weight in self._shifts(padded, entries):
+            y.add_(padded.as_strided(size, padded.stride(), shift), alpha=weight)
+        return y
+
+    def _shifted_back(
+        self, y: Tensor, image: tuple[int, int], entries: list[tuple[int, int, float]]
+    ) -> Tensor:
+        """The transpose of `_shifted`."""
+        h, w = self._padded(image)
+        padded = y.new_zeros(*y.shape[:2], h, w)
+        for shift, weight in self._shifts(padded, entries):
+            padded.as_strided(y.shape, padded.stride(), shift).add_(y, alpha=weight)
+        return self._folded(padded, image)
+
+    def _shifts(
+        self, padded: Tensor, entries: list[tuple[int, int, float]]
+    ) -> list[tuple[int, float]]:
+        """Where in memory output 0 finds its pixel of the continued image, for each entry."""
+        kh, kw = self.kernel.shape[1:]
+        width = padded.shape[3]
+        last = padded.storage_offset() + (kh - 1) * width + kw - 1
+        return [(last - a * width - b, weight) for a, b, weight in entries]
+
+    def _outputs(self, padded: torch.Size) -> tuple[int, int]:
+        kh, kw = self.kernel.shape[1:]
+        return padded[0] - kh + 1, padded[1] - kw + 1
 
     def _fft_size(self, image: tuple[int, int] | torch.Size) -> tuple[int, int]:
         if self.boundary == "circular":
@@ -119,7 +202,7 @@ class Filter:
     def _folded(self, padded: Tensor, image: tuple[int, int]) -> Tensor:
         """The transpose of `_continued`."""
         if self.boundary != "reflect":
-            return padded
+            return padded.contiguous()
         if self._mirrors_once(image):
             (top, _), (left, _) = self.pads
             return _fold(_fold(padded, 2, top, image[0]), 3, left, image[1])
@@ -135,21 +218,18 @@ class Filter:
             )
             return h, w
 
-        key = ("fold", image, padded.dtype, padded.device)
-        return both_axes(padded.contiguous(), *self._memo(key, folds))
+        along = self._memo(("fold", image, padded.dtype, padded.device), folds)
+        return by_row(lambda row, _: both_axes(row, *along), padded)
 
     def _mirrors_once(self, image: tuple[int, int] | torch.Size) -> bool:
         """Whether no pixel beyond the border is farther from it than the image is wide."""
         return all(max(pad) < n for n, pad in zip(image, self.pads, strict=True))
 
     def _separable(self) -> tuple[Tensor, Tensor] | None:
-        """The taps along h and along w, float64, whose product the kernel is; None if it is none.
-
-        One kernel for all rows only.
-        """
+        """The taps along h and along w, float64, whose product the kernel is; None if none."""
 
         def build() -> tuple[Tensor, Tensor] | None:
-            if len(self.kernel) > 1 or max(self.kernel.shape[1:]) > _SHORT:
+            if max(self.kernel.shape[1:]) > _SHORT:
                 return None
             u, s, vh = torch.linalg.svd(self.kernel[0], full_matrices=False)
             if len(s) > 1 and s[1] > _EXACT * s[0]:
@@ -182,7 +262,7 @@ class Filter:
     def _transfer(
         self, x: Tensor, image: tuple[int, int] | torch.Size, transposed: bool = False
     ) -> Tensor:
-        """The transfer function (K, h, w // 2 + 1) of every kernel, or its conjugate."""
+        """The transfer function (h, w // 2 + 1), or its conjugate."""
         h, w = self._fft_size(image)
         dtype = torch.complex128 if x.real.dtype == torch.float64 else torch.complex64
 
@@ -192,12 +272,9 @@ class Filter:
             row = (torch.arange(kh) - origin[0]) % h
             column = (torch.arange(kw) - origin[1]) % w
             place = (row[:, None] * w + column).flatten()  # wraps where a kernel is larger
-            out = []
-            for kernel in self.kernel:
-                flat = torch.zeros(h * w, dtype=torch.float64)
-                flat.scatter_add_(0, place, kernel.flatten())
-                out.append(torch.fft.rfft2(flat.reshape(h, w)))
-            transfer = torch.stack(out).to(x.device, dtype)
+            flat = torch.zeros(h * w, dtype=torch.float64)
+            flat.scatter_add_(0, place, self.kernel.flatten())
+            transfer = torch.fft.rfft2(flat.reshape(h, w)).to(x.device, dtype)
             return transfer.conj().resolve_conj() if transposed else transfer
 
         return self._memo(("transfer", transposed, h, w, dtype, x.device), build)
@@ -215,18 +292,20 @@ def _fold(x: Tensor, axis: int, before: int, n: int) -> Tensor:
 
 
 def _multiply(image: Tensor, transfer: Tensor, size: tuple[int, int]) -> Tensor:
-    """The circular convolution on a grid of this size, of a real image (1, C, h, w)."""
-    result: Tensor = torch.fft.irfft2(torch.fft.rfft2(image, s=size) * transfer, s=size)
-    return result
+    """The circular convolution on a grid of this size, of real images (B, C, h, w)."""
+    spectrum = together(("rfft2", size), lambda rows: torch.fft.rfft2(rows, s=size), image)
+    # row by row: a complex product rounds by where in a vector, or in a thread's part, it stands
+    product = by_row(lambda row, _: row * transfer, spectrum)
+    return together(("irfft2", size), lambda rows: torch.fft.irfft2(rows, s=size), product)
 
 
-def _by_part(f: Callable[[Tensor, int], Tensor]) -> Callable[[Tensor, int], Tensor]:
-    """`f` of a real image, for complex ones too."""
+def _by_part(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """`f` of real images, for complex ones too."""
 
-    def parts(row: Tensor, b: int) -> Tensor:
-        if row.is_complex():
-            return torch.complex(f(row.real.contiguous(), b), f(row.imag.contiguous(), b))
-        return f(row, b)
+    def parts(x: Tensor) -> Tensor:
+        if x.is_complex():
+            return torch.complex(f(x.real.contiguous()), f(x.imag.contiguous()))
+        return f(x)
 
     return parts
 

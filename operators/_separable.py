@@ -108,6 +108,7 @@ class Separable(Operator):
     linear = True
     units = "kept"
     has_pinv = True
+    adjoint_gradient = True
 
     @abstractmethod
     def axis_matrix(self, n: int) -> Tensor:

@@ -5,7 +5,8 @@ are Re<u, v>, so "linear" means real-linear and `adjoint` is the transpose for t
 is never part of an operator. Device and dtype follow the input; inputs are never modified.
 
 A row of the result depends on that row of the input only, bit for bit: an operator whose arithmetic
-does not give that by itself (FFTs, matrix products, convolutions) calls it by `_rowwise.by_row`.
+does not give that by itself (FFTs, matrix products, convolutions) calls it by `_rowwise.by_row` or
+`_rowwise.together`.
 """
 
 from __future__ import annotations
@@ -36,6 +37,9 @@ class Operator(ABC):
         surrogate_gradient: `vjp` is a useful direction, not the derivative: that of a staircase, as
             rounding is one, is 0 almost everywhere.
         has_pinv: `pinv` works.
+        adjoint_gradient: autograd goes back through `forward` by `adjoint`, and the other way
+            round; what happens within is not recorded. For linear operators whose parameters never
+            need a gradient.
         orthonormal_rows: A A^T = c I for some number c > 0.
         orthonormal_columns: A^T A = c I for some number c > 0.
         space: whether A takes an image or the latent of a latent model.
@@ -47,6 +51,7 @@ class Operator(ABC):
     differentiable: bool = True
     surrogate_gradient: bool = False
     has_pinv: bool = False
+    adjoint_gradient: bool = False
     orthonormal_rows: bool = False
     orthonormal_columns: bool = False
     space: Literal["image", "latent"] = "image"
@@ -57,7 +62,7 @@ class Operator(ABC):
         super().__init_subclass__(**kwargs)
         for name in ("adjoint", "pinv"):
             if name in cls.__dict__:
-                setattr(cls, name, _with_checked_y(cls.__dict__[name]))
+                setattr(cls, name, _with_checked_y(name, cls.__dict__[name]))
 
     @abstractmethod
     def forward(self, x: Tensor) -> Tensor:
@@ -66,6 +71,8 @@ class Operator(ABC):
     def __call__(self, x: Tensor) -> Tensor:
         """A(x): (B, *event) -> (B, *range)."""
         check_tensor("x", x)
+        if self.adjoint_gradient and x.requires_grad and torch.is_grad_enabled():
+            return differentiable_by(self.forward, self.adjoint, x)
         return self.forward(x)
 
     def simulate(self, x: Tensor) -> Tensor:
@@ -163,15 +170,49 @@ class Operator(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
-def _with_checked_y(back: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """A method that takes y, after `check_tensor`."""
+def _with_checked_y(
+    name: str, back: Callable[[Any, Tensor], Tensor]
+) -> Callable[[Any, Tensor], Tensor]:
+    """A method that takes y, `adjoint` or `pinv`, after `check_tensor`."""
+    is_adjoint = name == "adjoint"
 
     @functools.wraps(back)
     def checked(self: Any, y: Tensor) -> Tensor:
         check_tensor("y", y)
+        if is_adjoint and self.adjoint_gradient and y.requires_grad and torch.is_grad_enabled():
+            return differentiable_by(self.adjoint, self.forward, y)
         return back(self, y)
 
     return checked
+
+
+class _Linear(torch.autograd.Function):
+    """f(x) for a linear f with the transpose g: nothing is saved, the gradient is g."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor]
+    ) -> Tensor:
+        ctx.f, ctx.g = f, g
+        return f(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
+        return differentiable_by(ctx.g, ctx.f, grads[0]), None, None
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Any) -> Tensor:
+        return differentiable_by(ctx.f, ctx.g, tangents[0])
+
+
+def differentiable_by(
+    f: Callable[[Tensor], Tensor], g: Callable[[Tensor], Tensor], x: Tensor
+) -> Tensor:
+    """f(x), whose gradient is the transpose g and that of g is f; nothing within is recorded."""
+    if not (x.requires_grad and torch.is_grad_enabled()):
+        return f(x)
+    y: Tensor = _Linear.apply(x, f, g)  # type: ignore[no-untyped-call]  # torch's
+    return y
 
 
 def common_units(operators: Sequence[Operator]) -> Units:

@@ -18,6 +18,7 @@ class Identity(Operator):
     linear = True
     units = "kept"
     has_pinv = True
+    adjoint_gradient = True
     orthonormal_rows = True
     orthonormal_columns = True
 
@@ -53,6 +54,7 @@ class ChannelMean(Operator):
     linear = True
     units = "kept"
     has_pinv = True
+    adjoint_gradient = True
     orthonormal_rows = True  # A A^T = 1 / C
 
     def __post_init__(self) -> None:
@@ -93,6 +95,7 @@ class ComplexFromChannels(Operator):
 
     linear = True
     has_pinv = True
+    adjoint_gradient = True
     orthonormal_rows = True
     orthonormal_columns = True
 

@@ -91,6 +91,7 @@ class Convolution(Operator):
 
     linear = True
     units = "kept"
+    adjoint_gradient = True
 
     _filter: Filter
     boundary: str

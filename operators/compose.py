@@ -29,6 +29,7 @@ class Compose(Operator):
         self.linear = outer.linear and inner.linear
         self.differentiable = outer.differentiable and inner.differentiable
         self.surrogate_gradient = outer.surrogate_gradient or inner.surrogate_gradient
+        self.adjoint_gradient = outer.adjoint_gradient and inner.adjoint_gradient
         self.orthonormal_rows = outer.orthonormal_rows and inner.orthonormal_rows
         self.orthonormal_columns = outer.orthonormal_columns and inner.orthonormal_columns
         exact = inner.orthonormal_rows or outer.orthonormal_columns

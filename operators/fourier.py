@@ -34,7 +34,7 @@ import torch
 from torch import Tensor
 
 from posterior.errors import InputError, InputTypeError
-from posterior.operators._rowwise import Memo, by_row, check_rows, take_rows
+from posterior.operators._rowwise import Memo, by_row, check_rows, take_rows, together
 from posterior.operators.base import Operator, Shape, check_count, check_image, check_number
 from posterior.operators.basic import Identity
 from posterior.operators.compose import Compose
@@ -92,6 +92,7 @@ class SubsampledFourier(Operator):
 
     linear = True
     has_pinv = True
+    adjoint_gradient = True
 
     def __post_init__(self) -> None:
         if self.keep is None:  # F itself
@@ -108,8 +109,8 @@ class SubsampledFourier(Operator):
         weight = self._weight("keep", x)
         signs = checkerboard((x.shape[2], x.shape[3]), x)
         if signs is None:
-            return by_row(lambda row, b: _times(dft2(row), weight, b), x)
-        plain = by_row(lambda row, _: torch.fft.fft2(row, norm="ortho"), x * signs)
+            return together("dft2", lambda rows, w: _times(dft2(rows), w), x, weight)
+        plain = together("fft2", lambda rows: torch.fft.fft2(rows, norm="ortho"), x * signs)
         return plain.mul_(self._signed("keep", weight, signs))
 
     def adjoint(self, y: Tensor) -> Tensor:
@@ -124,12 +125,14 @@ class SubsampledFourier(Operator):
         weight = self._weight("normal", x)
         if weight is None:
             return x.clone()
-        if self.complex_domain:
-            return by_row(lambda row, b: torch.fft.ifft2(_times(torch.fft.fft2(row), weight, b)), x)
         size = (x.shape[2], x.shape[3])
-        return by_row(
-            lambda row, b: torch.fft.irfft2(_times(torch.fft.rfft2(row), weight, b), s=size), x
-        )
+
+        def f(rows: Tensor, weight: Tensor) -> Tensor:
+            if self.complex_domain:
+                return torch.fft.ifft2(torch.fft.fft2(rows) * weight)
+            return torch.fft.irfft2(torch.fft.rfft2(rows) * weight, s=size)
+
+        return together("normal", f, x, weight)
 
     def restrict(self, y: Tensor) -> Tensor:
         weight = self._weight("keep", y)
@@ -157,16 +160,17 @@ class SubsampledFourier(Operator):
         weight = self._weight(which, y)
         signs = checkerboard((y.shape[2], y.shape[3]), y)
 
-        def one(row: Tensor, b: int) -> Tensor:
+        def f(rows: Tensor, weight: Tensor | None = None) -> Tensor:
             if signs is None:
-                image = idft2(_times(row, weight, b))
+                image = idft2(_times(rows, weight))
             else:
-                image = torch.fft.ifft2(row, norm="ortho")
+                image = torch.fft.ifft2(rows, norm="ortho")
             return image if self.complex_domain else image.real
 
         if signs is None:
-            return by_row(one, y)
-        return by_row(one, y * self._signed(which, weight, signs)).mul_(signs)
+            return together(("idft2", self.complex_domain), f, y, weight)
+        y = y * self._signed(which, weight, signs)
+        return together(("ifft2", self.complex_domain), f, y) * signs
 
     def _signed(self, which: str, weight: Tensor | None, signs: Tensor) -> Tensor:
         """The weight with the signs that centre an FFT of this size."""
@@ -207,8 +211,8 @@ class SubsampledFourier(Operator):
         return torch.where(keep > 0, 1 / even, 0)
 
 
-def _times(values: Tensor, weight: Tensor | None, b: int) -> Tensor:
-    return values if weight is None else values * weight[b % len(weight)]
+def _times(values: Tensor, weight: Tensor | None) -> Tensor:
+    return values if weight is None else values * weight
 
 
 def check_domain(who: object, x: Tensor, complex_domain: bool) -> None:
@@ -239,6 +243,7 @@ class CoilSensitivities(Operator):
 
     linear = True
     has_pinv = True
+    adjoint_gradient = True
 
     def __post_init__(self) -> None:
         if not isinstance(self.maps, Tensor):

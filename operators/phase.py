@@ -22,13 +22,21 @@ gradient, none that need a linear operator.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from posterior.errors import InputError
-from posterior.operators._rowwise import Memo, by_row
-from posterior.operators.base import Operator, Shape, check_count, check_image, check_number
+from posterior.operators._rowwise import Memo, by_row, together
+from posterior.operators.base import (
+    Operator,
+    Shape,
+    check_count,
+    check_image,
+    check_number,
+    differentiable_by,
+)
 from posterior.operators.fourier import checkerboard
 from posterior.streams import Noise, check_seed
 
@@ -56,17 +64,28 @@ class PhaseRetrieval(Operator):
 
     def forward(self, x: Tensor) -> Tensor:
         check_image(self, x)
-        height, width = (self._padded(n) for n in x.shape[2:])
-        signs = checkerboard((height, width), x)
-
-        def one(row: Tensor, b: int) -> Tensor:
-            # moduli do not see where in the padded frame the image stands, nor a shift before F
-            return _modulus(torch.fft.fft2(row, s=(height, width), norm="ortho"), self.squared)
-
+        size = (self._padded(x.shape[2]), self._padded(x.shape[3]))
+        signs = checkerboard(size, x)
+        # moduli do not see where in the padded frame the image stands, nor a shift before F
         u = _density(self, x, self.low)
-        if signs is None:
-            return torch.fft.fftshift(by_row(one, u), dim=_AXES)
-        return by_row(one, u * signs[: x.shape[2], : x.shape[3]])
+        if signs is not None:
+            u = u * signs[: x.shape[2], : x.shape[3]]
+
+        def transform(u: Tensor) -> Tensor:
+            def f(rows: Tensor) -> Tensor:
+                return torch.fft.fft2(rows, s=size, norm="ortho")
+
+            return together(("fft2 padded", size), f, u)
+
+        def transpose(z: Tensor) -> Tensor:
+            def f(rows: Tensor) -> Tensor:
+                image = torch.fft.ifft2(rows, norm="ortho")[..., : x.shape[2], : x.shape[3]]
+                return image if x.is_complex() else image.real
+
+            return together(("ifft2 cut", x.shape[2:], x.is_complex()), f, z)
+
+        y = _modulus(differentiable_by(transform, transpose, u), self.squared)
+        return y if signs is not None else torch.fft.fftshift(y, dim=_AXES)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
         return (*y_shape[:2], *(self._unpadded(n) for n in y_shape[2:]))
@@ -128,11 +147,23 @@ class CodedDiffraction(Operator):
 
         codes = self._memo((height, width, dtype, x.device), build)
 
-        def one(row: Tensor, b: int) -> Tensor:
-            return _modulus(torch.fft.fft2(row, norm="ortho"), self.squared).flatten(1, 2)
+        # of all rows at once: factors of 1, i, -1, -i do not round, nor does the order of a sum of
+        # patterns hang on the batch, one after the other
+        def transform(u: Tensor) -> Tensor:
+            def f(rows: Tensor) -> Tensor:
+                return torch.fft.fft2(rows, norm="ortho")
 
-        # of all rows at once: factors of 1, i, -1, -i do not round
-        y = by_row(one, _density(self, x, self.low)[:, :, None] * codes)
+            return together("fft2", f, u[:, :, None] * codes)
+
+        def transpose(z: Tensor) -> Tensor:
+            back = together("ifft2", lambda rows: torch.fft.ifft2(rows, norm="ortho"), z)
+            first, *others = (back * codes.conj()).unbind(2)
+            for other in others:
+                first = first + other
+            return first if x.is_complex() else first.real
+
+        z = differentiable_by(transform, transpose, _density(self, x, self.low))
+        y = _modulus(z, self.squared).flatten(1, 2)
         return y if signs is not None else torch.fft.fftshift(y, dim=_AXES)
 
     def domain_shape(self, y_shape: Shape) -> Shape:
@@ -160,5 +191,27 @@ def _density(who: object, x: Tensor, low: float) -> Tensor:
     return (x - low) / (1 - low)
 
 
+class _Modulus(torch.autograd.Function):
+    """|z| or |z|^2 of complex z for autograd; the gradient of |z| at 0 is 0."""
+
+    @staticmethod
+    def forward(ctx: Any, z: Tensor, squared: bool) -> Tensor:
+        if squared:
+            squares = torch.view_as_real(z).square()
+            y = squares[..., 0] + squares[..., 1]
+        else:
+            y = by_row(lambda row, _: row.abs(), z)
+        ctx.save_for_backward(z, y)
+        ctx.squared = squared
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        # of products and quotients of real numbers alone, which round the same in any batch
+        z, y = ctx.saved_tensors
+        return (2 * grads[0] if ctx.squared else grads[0] / y.masked_fill(y == 0, 1)) * z, None
+
+
 def _modulus(z: Tensor, squared: bool) -> Tensor:
-    return (z * z.conj()).real if squared else z.abs()
+    y: Tensor = _Modulus.apply(z, squared)  # type: ignore[no-untyped-call]  # torch's
+    return y

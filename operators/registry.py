@@ -18,10 +18,11 @@ from typing import Any
 from posterior.errors import InputError, unknown_name
 from posterior.operators.base import Operator
 from posterior.operators.basic import ChannelMean, ComplexFromChannels, Identity
-from posterior.operators.blur import GaussianBlur, MotionBlur
+from posterior.operators.blur import Blur, GaussianBlur, MotionBlur
 from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
 from posterior.operators.fourier import SubsampledFourier
 from posterior.operators.jpeg import JPEG
+from posterior.operators.kernels import load_kernel
 from posterior.operators.kspace_masks import EquispacedLines, PoissonDisc, RandomLines
 from posterior.operators.mask import Mask
 from posterior.operators.mosaic import BayerMosaic
@@ -53,7 +54,12 @@ def _text(text: str) -> str:
     return text
 
 
+def _flag(text: str) -> bool:
+    return {"yes": True, "no": False}[text.lower()]
+
+
 _READS: dict[Reader, str] = {
+    _flag: "yes or no",
     _number: "a number",
     _whole: "a whole number",
     _sizes: "whole numbers, as 32 or 32x48",
@@ -88,6 +94,16 @@ def _inpaint(**given: Any) -> Operator:
     if kind == "outpaint":
         return Mask.outpaint(margin=given[kind])
     return Mask(**{kind: given[kind]})
+
+
+def _blur(*, kernel: str, key: str | None = None, normalise: bool = True, **given: Any) -> Operator:
+    """Any kernel, from a file."""
+    values = load_kernel(kernel, key=key, normalise=normalise)
+    if values.ndim != 2:
+        raise InputError(
+            f"kernel file {kernel} must hold one kernel (height, width), not {tuple(values.shape)}"
+        )
+    return Blur(values, **given)
 
 
 _SCAN: dict[str, Reader] = {
@@ -134,6 +150,20 @@ _ENTRIES = {
             GaussianBlur,
             "Gaussian blur, sigma in pixels",
             "gaussian-blur:sigma=2.0",
+        ),
+        Entry(
+            "blur",
+            {
+                "kernel": _text,
+                "key": _text,
+                "normalise": _flag,
+                "center": _sizes,
+                "correlation": _flag,
+                "boundary": _text,
+            },
+            _blur,
+            "any kernel, from an image, .npy, .npz or .mat; of sum 1 unless normalise=no",
+            "blur:kernel=psf.png",
         ),
         Entry(
             "motion-blur",
@@ -318,7 +348,7 @@ def parse(text: str) -> Operator:
         read = entry.parameters[key]
         try:
             given[key] = read(value)
-        except ValueError:
+        except (ValueError, KeyError):
             raise InputError(f"{entry.name}: {key} must be {_READS[read]}, not {value!r}") from None
     try:
         return entry.make(**given)

@@ -193,7 +193,7 @@ def choose_levels(
         return levels
     moves = guidance.default_steps if steps is None else count("steps", steps, 1)
     if grid is not None:
-        levels = grids.named(grid, prior.schedule, moves)
+        levels = guidance.visits(grids.named(grid, prior.schedule, moves))
     else:
         levels = guidance.grid(prior.schedule, moves)
     if levels[0].alpha == 0 and prior.needs_signal:

@@ -13,7 +13,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,17 +21,18 @@ from torch import Tensor
 from posterior import guidance, rows
 from posterior.arguments import count
 from posterior.errors import CapabilityError, InputError, InputTypeError, unknown_name
-from posterior.folders import check_free, replacing_folder
+from posterior.evidence import likelihood_ratio
 from posterior.guidance import REGISTRY, Guidance
-from posterior.images import ImageInfo, as_images, write_image
+from posterior.image_samples import ImageSamples
+from posterior.images import as_images
 from posterior.operators import Mask
 from posterior.operators.mask import LatentMask
 from posterior.priors.base import Prior
 from posterior.priors.conditioning import ConditionedPrior
 from posterior.restoration import as_prior
 from posterior.sampler import Callback, sample
-from posterior.samples import Samples, to_json, write_atomically
 from posterior.sheet import write_edit_sheet
+from posterior.streams import seeds_of
 
 SCALES: dict[type[Guidance], tuple[float, float]] = {
     guidance.PostEdit: (4.0, 4.0),
@@ -53,8 +54,8 @@ KEPT_NOISE = 0.02
 
 
 @dataclass(frozen=True)
-class Edited(Samples):
-    """`Samples` of an edit: n variants of B images.
+class Edited(ImageSamples):
+    """`ImageSamples` of an edit: n variants of B images.
 
     Attributes:
         source: the image (B, C, H, W) in [-1, 1].
@@ -66,13 +67,15 @@ class Edited(Samples):
 
     `diagnostics` holds for each draw (n, B) `distance`, the root mean square of draw - source over
     all pixels, and with a mask `kept_change`, the largest change of a kept pixel; both in [-1, 1].
+    With `likelihood=` also `log_ratio`, in nats: log p(draw | target) - log p(draw | source), as
+    far as the model knows (`posterior.evidence`).
     """
 
     source: Tensor = field(default_factory=lambda: torch.empty(0))
     reconstruction: Tensor = field(default_factory=lambda: torch.empty(0))
     keep: Tensor | None = None
-    info: ImageInfo = field(default_factory=ImageInfo)
-    title: str = ""
+
+    white_name: ClassVar[str] = "difference_white"
 
     @property
     def difference(self) -> Tensor:
@@ -93,6 +96,9 @@ class Edited(Samples):
         if "kept_change" in self.diagnostics:
             change = float(self.diagnostics["kept_change"].max())
             lines.append(f"largest change of a kept pixel: {change:.3g} in [-1, 1]")
+        if "log_ratio" in self.diagnostics:
+            ratio = float(self.diagnostics["log_ratio"].mean())
+            lines.append(f"the target's prompt over the source's, by the model: {ratio:+.3g} nats")
         return lines
 
     def sheet(self, path: str | os.PathLike[str], measurement: int = 0) -> Path:
@@ -113,33 +119,14 @@ class Edited(Samples):
         Raises:
             FileProblem: the folder is not empty, or cannot be written.
         """
-        out = Path(folder)
-        check_free(out, overwrite)
-        with replacing_folder(out) as new:
-            super().save(new)
-            images = self.draws.shape[1]
-            whites = []
-            for b in range(images):
-                into = new if images == 1 else new / str(b)
-                into.mkdir(exist_ok=True)
-                whites.append(self._write_images(into, b))
-                self.sheet(into / "sheet.png", b)
-            summary = {**self.summary(), "difference_white": whites}
-            write_atomically(new / "report.json", to_json(summary))
-        return out
+        return super().save(folder, overwrite)
 
     def _write_images(self, folder: Path, b: int) -> float:
-        def write(name: str, image: Tensor) -> None:
-            alpha = None if name == "difference" else self.info.alpha
-            write_image(folder / f"{name}.png", image, bits=self.info.bits, alpha=alpha)
-
-        write("source", self.source[b])
-        write("reconstruction", self.reconstruction[b])
+        self._write_image(folder / "source.png", self.source[b])
+        self._write_image(folder / "reconstruction.png", self.reconstruction[b])
         for k in range(self.draws.shape[0]):
-            write(f"draw-{k}", self.draws[k, b])
-        white = float(self.difference[b].max())
-        write("difference", 2 * self.difference[b] / max(white, 1e-12) - 1)
-        return white
+            self._write_image(folder / f"draw-{k}.png", self.draws[k, b])
+        return self._write_scaled(folder / "difference.png", self.difference[b])
 
 
 def edit(
@@ -158,6 +145,7 @@ def edit(
     negative: object = None,
     scale: float | None = None,
     source_scale: float | None = None,
+    likelihood: int | None = None,
     steps: int | None = None,
     max_batch: int | None = None,
     callback: Callback | None = None,
@@ -181,6 +169,8 @@ def edit(
         negative: what to guide away from; negative-prompt inversion takes the source itself.
         scale, source_scale: classifier-free guidance under the target and the source; default: the
             published scales of the method (`SCALES`); 1 where the prior has no such guidance.
+        likelihood: also score, by so many noise levels (8, say), how much better the target's
+            prompt explains a draw than the source's; two network calls for each draw and level.
         steps: default: the method's.
         max_batch, callback, progress: see `posterior.sample`.
 
@@ -201,12 +191,22 @@ def edit(
         raise InputError(f"{type(chosen).__name__} keeps what a mask shows: give keep= or edit=")
     if "source prior" in chosen.needs and source is None:
         raise InputError(f"{type(chosen).__name__} compares two prompts: give source=")
+    if likelihood is not None:
+        likelihood = count("likelihood", likelihood, 2)
+        _check_likelihood(model, source, target)
     scales = SCALES.get(type(chosen), (1.0, 1.0))
     if isinstance(chosen, guidance.NegativePromptInversion):
         if source is None or negative is not None:
             raise InputError("NegativePromptInversion guides away from source=: give it alone")
         negative = source
     _check_guided(model, negative, scale, source_scale)
+    if scale is not None and target is None:
+        raise InputError("scale= is the guidance under the target's prompt: give target=")
+    if source_scale is not None and (source is None or not _asks_source(chosen)):
+        raise InputError(
+            "source_scale= is the guidance under the source's prompt: give source=, and a method"
+            " that asks it"
+        )
     told = _told(model, "target", target, negative, scales[1] if scale is None else scale)
     source_prior = (
         _told(model, "source", source, None, scales[0] if source_scale is None else source_scale)
@@ -232,6 +232,14 @@ def edit(
         latents = torch.where(stay, z, draws if latents is None else latents)
         draws = latents if codec is None else torch.stack([codec.decode(x) for x in latents])
         latents = None if codec is None else latents
+    scores: dict[str, Tensor] = {}
+    if likelihood is not None:
+        a, b = (
+            _told(model, name, prompt, None, 1.0)
+            for name, prompt in (("target", target), ("source", source))
+        )
+        x = draws if latents is None else latents
+        scores["log_ratio"] = likelihood_ratio(x, a, b, likelihood, seeds_of(seed, len(z)))
     still = None if mask is None else mask.pattern(pixels.shape[-2], pixels.shape[-1])
     if still is not None:
         still = still.to(draws.device)
@@ -239,7 +247,7 @@ def edit(
             draws = torch.where(still, pixels, draws)
     return Edited(
         draws,
-        {**out.diagnostics, **_scores(draws, pixels, still)},
+        {**out.diagnostics, **_scores(draws, pixels, still), **scores},
         {**out.provenance, "source": repr(source), "target": repr(target)},
         latents,
         source=pixels,
@@ -274,6 +282,11 @@ def _with_strength(method: Guidance, strength: float | None) -> Guidance:
     return changed
 
 
+def _asks_source(method: Guidance) -> bool:
+    """Whether the method calls the prior under the source's prompt."""
+    return method.climbs or "source prior" in method.needs
+
+
 def _check_guided(prior: Prior, negative: object, *scales: float | None) -> None:
     """Nothing is asked of classifier-free guidance that the prior does not have."""
     guided = isinstance(prior, ConditionedPrior)
@@ -287,6 +300,17 @@ def _check_guided(prior: Prior, negative: object, *scales: float | None) -> None
         raise CapabilityError(
             f"{type(prior).__name__} has no classifier-free guidance: leave scale= and"
             " source_scale= out"
+        )
+
+
+def _check_likelihood(prior: Prior, source: object, target: object) -> None:
+    """There are two conditions to compare, by a network that denoises."""
+    if source is None or target is None:
+        raise InputError("likelihood= compares two prompts: give source= and target=")
+    if isinstance(prior, ConditionedPrior) and prior.embeds_scale:
+        raise CapabilityError(
+            f"{type(prior).__name__} has its guidance built in, its answers are no expectations:"
+            " leave likelihood= out"
         )
 
 

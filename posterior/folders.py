@@ -13,7 +13,8 @@ from pathlib import Path
 from posterior.errors import FileProblem
 
 _OURS = re.compile(
-    r"(degraded|mean|std|draw-\d+)\.(png|npy|nii|nii\.gz|fits|h5|nc)|sheet\.png"
+    r"(degraded|mean|std|draw-\d+)\.(png|npy|nii|nii\.gz|fits|h5|nc)"
+    r"|(source|reconstruction|difference|sheet)\.png"
     r"|samples\.safetensors|report\.json",
     re.ASCII,
 )

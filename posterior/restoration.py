@@ -14,7 +14,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,10 +23,10 @@ from posterior import metrics as scores
 from posterior.arguments import count
 from posterior.baselines import baseline_for
 from posterior.errors import CapabilityError, InputError, InputTypeError
-from posterior.folders import check_free, replacing_folder
 from posterior.guidance.base import Guidance
 from posterior.guidance.registry import resolve
-from posterior.images import ImageInfo, displayed, write_image
+from posterior.image_samples import ImageSamples
+from posterior.images import ImageInfo
 from posterior.noise_estimation import estimate_noise
 from posterior.operators import (
     ChannelMean,
@@ -43,7 +43,6 @@ from posterior.operators.noise import NoiseModel
 from posterior.priors.base import Prior
 from posterior.problem import Problem
 from posterior.sampler import Callback, describe_noise, sample
-from posterior.samples import Samples, to_json, write_atomically
 from posterior.science_files import ScienceFile
 from posterior.science_files import write as write_science
 from posterior.sheet import full_scale_std, write_sheet
@@ -57,8 +56,8 @@ SIMULATED_NOISE = 0.04
 
 
 @dataclass(frozen=True)
-class Restoration(Samples):
-    """`Samples` of a restored image, with what they were made from and how they score.
+class Restoration(ImageSamples):
+    """`ImageSamples` of a restored image, with what they were made from and how they score.
 
     `draws` is (n, B, C, H, W) in [-1, 1], grey for a grey image, and two channels for a complex
     one; the B images of a volume are its slices.
@@ -78,30 +77,24 @@ class Restoration(Samples):
     original: Tensor | None = None
     baseline: Tensor | None = None
     metrics: Mapping[str, Any] = field(default_factory=dict)
-    info: ImageInfo = field(default_factory=ImageInfo)
-    title: str = ""
+
+    white_name: ClassVar[str] = "std_white"
 
     def _report_lines(self) -> list[str]:
         return [*super()._report_lines(), *_metric_lines(self.metrics)]
 
     def summary(self) -> dict[str, Any]:
         """The report as JSON values: that of `Samples`, `metrics` and `image`."""
-        image = {
-            "name": self.info.name,
-            "bits": self.info.bits,
-            "mode": self.info.mode,
-            "alpha": self.info.alpha is not None,
-            "exif_orientation": self.info.orientation,
-        }
+        summary = super().summary()
         science, scale = self.info.science, self.info.scale
         if science is not None and scale is not None:
-            image["values"] = {
+            summary["image"]["values"] = {
                 "format": science.format,
                 "low": scale.low,
                 "high": scale.high,
                 "metadata": dict(science.metadata),
             }
-        return {**super().summary(), "metrics": dict(self.metrics), "image": image}
+        return {**summary, "metrics": dict(self.metrics)}
 
     @property
     def has_spread(self) -> bool:
@@ -130,25 +123,17 @@ class Restoration(Samples):
         Raises:
             FileProblem: the folder is not empty, or cannot be written.
         """
-        out = Path(folder)
-        check_free(out, overwrite)
-        with replacing_folder(out) as new:
-            super().save(new)
-            images = self.draws.shape[1]
-            whites = []
-            shown = range(images)
-            if self.info.science is not None:
-                self._write_values(new)
-                if images > 1:
-                    shown = range(0)
-                    self.sheet(new / "sheet.png", images // 2)
-            for b in shown:
-                into = new if images == 1 else new / str(b)
-                into.mkdir(exist_ok=True)
-                whites.append(self._write_images(into, b))
-                self.sheet(into / "sheet.png", b)
-            self._write_report(new / "report.json", whites)
-        return out
+        return super().save(folder, overwrite)
+
+    def _write_folder(self, folder: Path) -> list[float | None]:
+        """As of pictures; of values first their files, and of a volume the middle sheet alone."""
+        if self.info.science is not None:
+            self._write_values(folder)
+            slices = self.draws.shape[1]
+            if slices > 1:
+                self.sheet(folder / "sheet.png", slices // 2)
+                return []
+        return super()._write_folder(folder)
 
     def _write_values(self, folder: Path) -> None:
         """The statistics and draws as files of the kind that the input was."""
@@ -166,32 +151,15 @@ class Restoration(Samples):
         for name, values in results.items():
             write_science(folder / f"{name}{science.result_suffix}", values, science)
 
-    def _write_report(self, path: Path, whites: Sequence[float | None]) -> None:
-        summary = self.summary()
-        if whites:
-            summary["image"]["std_white"] = whites[0] if len(whites) == 1 else list(whites)
-        write_atomically(path, to_json(summary))
-
     def _write_images(self, folder: Path, b: int) -> float | None:
-        bits, height, width = self.info.bits, *self.draws.shape[-2:]
-
-        def write(name: str, image: Tensor) -> None:
-            alpha = _alpha_of_size(self.info.alpha, image.shape[-2], image.shape[-1])
-            icc = self.info.icc if image.shape[0] == 3 or self.info.mode == "L" else None
-            write_image(folder / f"{name}.png", displayed(image), bits=bits, alpha=alpha, icc=icc)
-
         if self.degraded is not None:
-            write("degraded", self.degraded[b])
-        write("mean", self.mean[b])
+            self._write_image(folder / "degraded.png", self.degraded[b])
+        self._write_image(folder / "mean.png", self.mean[b])
         for k in range(self.draws.shape[0]):
-            write(f"draw-{k}", self.draws[k, b])
+            self._write_image(folder / f"draw-{k}.png", self.draws[k, b])
         if not self.has_spread:
             return None
-        spread = full_scale_std(self.std[b])
-        white = float(spread.max())
-        shown = (spread / max(white, 1e-12)) * 2 - 1
-        write_image(folder / "std.png", shown.reshape(1, height, width), bits=bits)
-        return white
+        return self._write_scaled(folder / "std.png", full_scale_std(self.std[b]))
 
 
 @dataclass(frozen=True)
@@ -709,15 +677,6 @@ def _metric_lines(found: Mapping[str, Any]) -> list[str]:
         ssim = f", SSIM {_average(part['ssim']):.3f}" if "ssim" in part else ""
         lines.append(f"{label or part['name']}: PSNR {_average(part['psnr']):.2f} dB{ssim}")
     return lines
-
-
-def _alpha_of_size(alpha: Tensor | None, height: int, width: int) -> Tensor | None:
-    if alpha is None or tuple(alpha.shape[-2:]) == (height, width):
-        return alpha
-    resized = torch.nn.functional.interpolate(
-        alpha[None], (height, width), mode="bilinear", antialias=True
-    )
-    return resized[0]
 
 
 def _timed(call: Any) -> float:

@@ -148,7 +148,8 @@ def sample(
         source_prior: the prior under what the source shows, for methods that compare it with
             `prior`, which is that of the edit: `prior.given(prompt)` twice.
         shape: shape of one x, (C, H, W), where neither prior nor operator tell it.
-        grid: name of a time grid or levels (t, alpha, sigma); default: the method's.
+        grid: name of a time grid, of which a method with a `strength` makes the last part, or
+            levels (t, alpha, sigma), as they are; default: the method's.
         first_draw: number of the first draw, so that a later call continues the numbering.
         max_batch: rows that move together; default: what fits a memory budget.
         callback: called after each move; returning True stops with the current estimates.

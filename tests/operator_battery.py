@@ -35,6 +35,7 @@ from posterior.operators import (
     FeatureMatch,
     GaussianBlur,
     GaussianSensing,
+    Haze,
     HDRClipping,
     Identity,
     LinearLight,
@@ -105,6 +106,10 @@ def _keep(h: int, w: int) -> Tensor:
     keep = (normal((3, 1, h, w), "mask") > 0).double()
     keep[:, :, 0, 0] = 1
     return keep
+
+
+def _depth(h: int, w: int) -> Tensor:
+    return normal((3, 1, h, w), "depth").abs()
 
 
 def _kspace(h: int, w: int) -> Tensor:
@@ -358,7 +363,17 @@ PHOTOGRAPHY = [
         channels=2,
     ),
 ]
-LINEAR += PHOTOGRAPHY + FOURIER + SENSING + (NUFFT if importlib.util.find_spec("finufft") else [])
+HAZE = [
+    Case("haze per measurement", lambda c, h, w: Haze(_depth(h, w), 0.7, [0.3, 0.8]), channels=2),
+    Case("haze direct", lambda c, h, w: Haze(_depth(h, w)[0]).direct),
+]
+LINEAR += (
+    HAZE[1:]
+    + PHOTOGRAPHY
+    + FOURIER
+    + SENSING
+    + (NUFFT if importlib.util.find_spec("finufft") else [])
+)
 NONLINEAR = [
     Case("callable", lambda c, h, w: from_callable(lambda x: x.tanh() ** 2, differentiable=True)),
     Case(
@@ -411,7 +426,8 @@ NONLINEAR += [
     ),
     Case("jpeg smooth grey", lambda c, h, w: JPEG(2, "4:4:4", "smooth") @ Scale(0.3), channels=1),
 ]
-KINKED = [  # differentiable almost everywhere
+KINKED = [  # differentiable almost everywhere, or affine: no remainder of second order
+    HAZE[0],
     Case("hdr clipping", lambda c, h, w: HDRClipping(1.3)),
     Case("linear light", lambda c, h, w: LinearLight()),
     Case("camera", lambda c, h, w: Camera(1.5, "rec709")),

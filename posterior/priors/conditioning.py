@@ -34,6 +34,9 @@ from posterior.estimates import Denoised, Estimate
 from posterior.priors.base import Counts
 from posterior.priors.network import NetworkPrior
 
+REMEMBERED = 16
+"""How many encoded prompts are kept; 512 tokens of 4096 numbers, the longest, are 8 MB."""
+
 Inputs = Mapping[str, Tensor]
 """Named inputs of a network, rows first."""
 
@@ -149,6 +152,10 @@ class ConditionedPrior(NetworkPrior):
     embeds_scale: bool = False
     _condition: Condition | None = None
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._memory: dict[object, Inputs] = {}  # shared with the priors that `given` makes
+
     @abstractmethod
     def encode(self, condition: object) -> Inputs:
         """The inputs (1, ...) of one condition; those of the empty one for None.
@@ -171,6 +178,8 @@ class ConditionedPrior(NetworkPrior):
         interval: tuple[float, float] | None = None,
     ) -> ConditionedPrior:
         """The prior under a condition: the same weights; encoders run here, once.
+
+        The last prompts (`REMEMBERED`) are not encoded again by this prior or those made of it.
 
         Args:
             condition: what the network takes (see the class), or a list of one per measurement.
@@ -215,6 +224,7 @@ class ConditionedPrior(NetworkPrior):
     def to(self, device: str | torch.device) -> ConditionedPrior:
         """Move the network, in place, and the condition; return the prior."""
         super().to(device)
+        self._memory.clear()
         if self._condition is not None:
             self._condition = self._condition.to(self.device)
         return self
@@ -290,7 +300,7 @@ class ConditionedPrior(NetworkPrior):
     def _branch(self, condition: object) -> Branch:
         many = _listed(condition)
         if many is None:
-            inputs = self.encode(condition)
+            inputs = self._recalled(condition)
             return Branch(inputs, shared=_rows(inputs) == 1)
         if not many:
             raise InputError("no condition: give one per measurement")
@@ -298,11 +308,29 @@ class ConditionedPrior(NetworkPrior):
         parts = []
         for entry in many:
             key = entry if isinstance(entry, (str, int)) else id(entry)
-            encoded[key] = encoded.get(key) or self.encode(entry)
+            encoded[key] = encoded.get(key) or self._recalled(entry)
             parts.append(encoded[key])
             if _rows(encoded[key]) != 1:
                 raise InputError("a list of conditions has one measurement per entry")
         return Branch({k: torch.cat([part[k] for part in parts]) for k in parts[0]}, shared=False)
+
+    def _recalled(self, condition: object) -> Inputs:
+        """`encode`, of prompts from memory where the encoders are as they were."""
+        if not (condition is None or isinstance(condition, str)):
+            return self.encode(condition)
+        key = condition, self._encoders()
+        inputs = self._memory.pop(key, None)
+        if inputs is None:
+            with torch.inference_mode(False):  # a graph may need them later
+                inputs = self.encode(condition)
+        self._memory[key] = inputs  # the latest one last
+        for old in list(self._memory)[:-REMEMBERED]:
+            del self._memory[old]
+        return inputs
+
+    def _encoders(self) -> tuple[object, ...]:
+        """A mark of the state of what encodes prompts: another one where it has changed."""
+        return ()
 
     def _empty(self) -> Condition:
         """The condition of a prior that was given none, encoded once."""

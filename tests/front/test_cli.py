@@ -188,6 +188,8 @@ WRONG = {
     "empty parameter": (("restore", "cat.png", "-a", "gaussian-blur:"), 2, "parameters"),
     "mask file missing": (("restore", "cat.png", "-a", "inpaint:edit=no.png"), 2, "no.png"),
     "mask file broken": (("restore", "cat.png", "-a", "inpaint:edit=text.png"), 2, "text.png"),
+    "kernel file missing": (("restore", "cat.png", "-a", "blur:kernel=no.png"), 2, "no.png"),
+    "kernel file broken": (("restore", "cat.png", "-a", "blur:kernel=text.png"), 2, "text.png"),
     "unknown method": (("restore", "cat.png", *BLUR, "-m", "dpss"), 2, "did you mean 'dps'"),
     "noise below 0": (("restore", "cat.png", *BLUR, "--noise", "-0.1"), 2, "[0, 1]"),
     "noise of 255": (("restore", "cat.png", *BLUR, "--noise", "25"), 2, "25 of 255 is 0.098"),
@@ -250,6 +252,18 @@ def test_a_bug_is_one_line_too(run: Run, here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(posterior.restoration.Plan, "run", break_down)
     code, _, err = run("restore", "cat.png", *BLUR, *QUICK)
     assert (code, err) == (1, "posterior: cat.png: ZeroDivisionError: division by zero\n")
+
+
+def test_kernel_from_a_file(run: Run, here: Path) -> None:
+    line = np.zeros((5, 7), dtype=np.uint8)
+    line[2] = 255
+    Image.fromarray(line).save(here / "psf.png")
+    code, _, err = run(
+        "restore", "cat.png", "--simulate", "--operator", "blur:kernel=psf.png", *QUICK
+    )
+    assert (code, err) == (0, "")
+    report = json.loads((here / "out" / "cat" / "report.json").read_text())
+    assert "Blur(kernel=tensor(5, 7))" in json.dumps(report)
 
 
 def test_tables_help_and_version(run: Run) -> None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 import posterior
 from posterior import grids, guidance, operators, priors
 from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.evidence import likelihood_ratio
 from posterior.guidance import Guidance
 from posterior.guidance._editing import ddim, last_part, up_and_down
 from posterior.schedules import CLEAN, EDM, Discrete, RectifiedFlow, Schedule, VPLinear
@@ -89,6 +90,19 @@ def test_strength_floors_as_in_diffusers(strength: float, steps: int, left: int)
     assert len(method.grid(VPLinear(), steps)) == left + 1
     with pytest.raises(InputError, match="none of"):
         guidance.SDEdit(strength=0.1).grid(VPLinear(), steps=9)
+    for wrong in (0, 1.2, True, "all"):
+        with pytest.raises(InputError, match="strength must be"):
+            guidance.SDEdit(strength=wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("method", [guidance.SDEdit(), guidance.DDCM(strength=0.5)], ids=repr)
+def test_a_named_grid_is_cut_at_the_strength_and_levels_are_not(method: Guidance) -> None:
+    prior, own = white(0.2), replace(method, spacing="log_ratio")
+    by_name = edited(method, prior, prior, grid="log_ratio")
+    assert torch.equal(by_name, edited(own, prior, prior))
+    levels = grids.log_ratio(prior.schedule, 10)
+    run = {"steps": None, "grid": levels, "method": method, "source": SOURCE}
+    assert posterior.sample(prior, source_prior=prior, **run).provenance["steps_done"] == 10
 
 
 def test_a_ddim_move_with_the_same_noise_undoes_itself() -> None:
@@ -291,6 +305,13 @@ def test_round_trips_are_exact_for_any_network(method: Guidance, strength: float
     assert float((edited(method, network(4), prior, steps=20) - SOURCE).norm()) > 0.1
 
 
+def test_bdia_refuses_the_single_move_that_would_change_nothing() -> None:
+    with pytest.raises(InputError, match="BDIA makes one move of 3 steps"):
+        edited(guidance.BDIA(strength=0.5), network(4), network(3), steps=3)
+    two = edited(guidance.BDIA(strength=0.5), network(4), network(3), steps=4)
+    assert float((two - SOURCE).norm()) > 0.01
+
+
 def test_edict_and_bdia_are_ddim_where_they_should_be() -> None:
     """EDICT with a constant eps, BDIA with gamma -> 0 on the way down: one move each."""
     from posterior.guidance.base import Step
@@ -442,3 +463,16 @@ def test_dps_edits_from_the_noised_source() -> None:
         posterior.sample(prior, method=method, **run)
     with pytest.raises(InputError, match="strength"):
         guidance.DPS(strength=0)
+
+
+def test_the_likelihood_ratio_of_two_gaussians_is_found_by_denoising() -> None:
+    """Unbiased over the noise of the levels; the sum over levels is within 1 % of the integral."""
+    a, b = white(0.0), white(SHIFT)
+    x = SOURCE.expand(300, *SOURCE.shape)
+    found = likelihood_ratio(x, a, b, levels=10, seeds=[3, 4])
+    exact = a.log_prob(SOURCE) - b.log_prob(SOURCE)
+    noise = found.std(0) / math.sqrt(300)
+    assert float(noise.max()) < 0.05 * float(SHIFT.square().sum()) / (2 * SPREAD**2)
+    assert ((found.mean(0) - exact).abs() < 4 * noise + 0.01 * exact.abs()).all()
+    alone = likelihood_ratio(x[7:8, 1:], a, b, levels=10, seeds=[4], first_draw=7)
+    torch.testing.assert_close(alone[0, 0], found[7, 1])

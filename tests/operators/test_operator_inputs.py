@@ -187,6 +187,61 @@ def test_parse(text: str) -> None:
     assert repr(parse(text)) == GOOD[text]
 
 
+def test_parse_a_kernel_file(tmp_path) -> None:
+    trace = np.zeros((5, 7), dtype=np.uint8)
+    trace[2, 1:6] = 200
+    Image.fromarray(trace).save(tmp_path / "psf.png")
+    np.savez(tmp_path / "psf.npz", f=trace / 100, g=trace[:4])
+    read = parse(f"blur:kernel={tmp_path / 'psf.png'},boundary=circular")
+    assert isinstance(read, Blur)
+    assert read.boundary == "circular"
+    torch.testing.assert_close(read.kernel, torch.from_numpy(trace / 1000.0))  # of sum 1
+    plain = parse(f"blur:kernel={tmp_path / 'psf.npz'},key=f,normalise=no,correlation=yes")
+    assert isinstance(plain, Blur)
+    assert plain.correlation
+    torch.testing.assert_close(plain.kernel, torch.from_numpy(trace / 100.0))
+    even = parse(f"blur:kernel={tmp_path / 'psf.npz'},key=g,center=2x3")
+    assert isinstance(even, Blur)
+    assert even.center == (2, 3)
+
+
+@pytest.mark.parametrize(
+    ("parameters", "error", "message"),
+    [
+        ("no.png", FileProblem, "no.png does not exist"),
+        ("text.png", FileProblem, "text.png is neither .npy, .npz or .mat nor an image"),
+        ("text.npy", FileProblem, "text.npy cannot be read"),
+        ("stack.npy", InputError, r"one kernel \(height, width\), not \(2, 3, 3\)"),
+        ("line.npy", InputError, r"kernel must be \(kh, kw\)"),
+        ("zero.npy", InputError, "a sum of 0"),
+        ("nan.npy", InputError, "NaN"),
+        ("even.npy", InputError, "center="),
+        ("even.npy,center=5x5", InputError, "outside"),
+        ("even.npy,normalise=maybe", InputError, "normalise must be yes or no, not 'maybe'"),
+        ("even.npy,krenel=1", InputError, "did you mean 'kernel'"),
+        ("even.npy,key=f", InputError, "leave key= out"),
+    ],
+)
+def test_parse_bad_kernel_files(
+    parameters: str, error: type[Exception], message: str, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("text.png", "text.npy"):
+        (tmp_path / name).write_text("not an image")
+    arrays = {
+        "stack": np.ones((2, 3, 3)),
+        "line": np.ones(3),
+        "zero": np.zeros((3, 3)),
+        "nan": np.full((3, 3), np.nan),
+        "even": np.ones((4, 4)),
+    }
+    for name, values in arrays.items():
+        np.save(tmp_path / f"{name}.npy", values)
+    with pytest.raises(error, match=message) as caught:
+        parse(f"blur:kernel={parameters}")
+    assert "\n" not in str(caught.value)
+
+
 def test_parse_paths_with_commas(tmp_path) -> None:
     path = tmp_path / "a, b.png"
     Image.fromarray(np.eye(4, dtype=np.uint8) * 255).save(path)
@@ -201,6 +256,7 @@ def test_parse_paths_with_commas(tmp_path) -> None:
         ("gausian-blur:sigma=2", "did you mean 'gaussian-blur'"),
         ("gaussian-blur:sgima=2", "did you mean 'sigma'"),
         ("gaussian-blur", "needs sigma="),
+        ("blur", "needs kernel="),
         ("gaussian-blur:", "missing after the colon"),
         ("gaussian-blur:sigma", "key=value"),
         ("gaussian-blur:sigma=", "key=value"),
@@ -222,7 +278,9 @@ def test_parse_errors(text: str, message: str) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_table_shows_every_operator_and_its_usage_works() -> None:
+def test_table_shows_every_operator_and_its_usage_works(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(np.full((3, 3), 200, dtype=np.uint8)).save("psf.png")
     names = [name for name, _, _ in table()]
     assert {"identity", "inpaint", "gaussian-blur", "motion-blur", "super-resolution"} <= set(names)
     for name, _, line in table():

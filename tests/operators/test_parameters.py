@@ -54,6 +54,7 @@ POSITIVE: list[tuple[Make, dict[str, Any]]] = [
     (operators.Quantisation, {"levels": 8}),
     (operators.Camera, {"exposure": 1.0}),
     (operators.JPEG, {"quality": 50}),
+    (operators.Haze, {"depth": [[1.0, 2.0]], "scattering": 1.0}),
 ]
 MAY_BE_ZERO = {"middle", "corner", "viscosity", "detector_distance"}  # the last: at the centre
 MAY_BE_NONE = {"detectors", "spacing", "size", "image", "of", "step"}
@@ -66,6 +67,7 @@ ANY_FINITE: list[tuple[Make, dict[str, Any], str]] = [
     (operators.NavierStokes, FLOW, "forcing"),
     (operators.PhaseRetrieval, {}, "low"),
     (operators.TotalFlux, {}, "low"),
+    (operators.Haze, {"depth": [[1.0, 2.0]]}, "airlight"),
 ]
 
 

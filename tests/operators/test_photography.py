@@ -27,6 +27,7 @@ from posterior.operators import (
     Crop,
     Defocus,
     GaussianBlur,
+    Haze,
     HDRClipping,
     Identity,
     LinearLight,
@@ -403,3 +404,51 @@ def test_bad_input(number: int) -> None:
     call, kind, message = BAD[number]
     with pytest.raises(kind, match=message):
         call()
+
+
+# Haze --------------------------------------------------------------------------------------------
+
+
+def test_haze_by_hand(photo: Tensor) -> None:
+    """Densities in [0, 1] mixed by the law, then brought to [-1, 1]: the same as of x itself."""
+    depth = torch.linspace(0, 3, 96 * 104, dtype=torch.float64).reshape(96, 104)
+    air = (0.8, 0.85, 0.9)  # of densities
+    haze = Haze(depth, scattering=0.7, airlight=[2 * a - 1 for a in air])
+    through = torch.exp(-0.7 * depth)
+    scene = (photo + 1) / 2
+    seen = scene * through + torch.tensor(air, dtype=torch.float64)[:, None, None] * (1 - through)
+    torch.testing.assert_close(haze(photo), 2 * seen - 1)
+    direct, rest = haze.direct, haze.without_airlight(haze(photo))
+    torch.testing.assert_close(direct(photo), rest, rtol=0, atol=1e-14)
+    torch.testing.assert_close(direct.pinv(rest), photo)
+    assert not haze.linear
+    assert direct.linear
+
+
+def test_haze_far_away_is_airlight() -> None:
+    far = Haze(torch.full((2, 2), 1e4), airlight=0.5)
+    x = normal((1, 3, 2, 2))
+    assert torch.equal(far(x), torch.full_like(x, 0.5))
+    assert torch.equal(far.direct.pinv(x), torch.zeros_like(x))
+
+
+def test_haze_bad_input() -> None:
+    flat, x = torch.ones(4, 5), normal((2, 3, 4, 5))
+    bad = [
+        (lambda: Haze(-flat), InputError, ">= 0"),
+        (lambda: Haze(flat / 0), InputError, "finite"),
+        (lambda: Haze(flat[None].expand(2, 4, 5)), InputError, r"\(B, 1, H, W\)"),
+        (lambda: Haze(flat[:0]), InputError, "empty"),
+        (lambda: Haze(flat + 0j), InputTypeError, "real"),
+        (lambda: Haze("depth.png"), InputTypeError, "depth must be a tensor"),
+        (lambda: Haze(flat, airlight=[]), InputError, "airlight"),
+        (lambda: Haze(flat, airlight=[0.5, "1"]), InputTypeError, "airlight"),
+        (lambda: Haze(flat, airlight=[0.5, 0.6])(x), InputError, "2 channels, not 3"),
+        (lambda: Haze(flat.T)(x), InputError, "depths are 5 x 4, the image 4 x 5"),
+        (lambda: Haze(torch.ones(3, 1, 4, 5))(x), InputError, "3 measurements"),
+        (lambda: Haze(flat).adjoint(x), CapabilityError, "without_airlight"),
+        (lambda: Haze(flat).pinv(x), CapabilityError, "without_airlight"),
+    ]
+    for call, error, message in bad:
+        with pytest.raises(error, match=message):
+            call()

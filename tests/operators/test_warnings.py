@@ -8,6 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from operator_battery import normal
+from PIL import Image
 
 import posterior
 from posterior import operators, priors
@@ -65,7 +66,11 @@ FINE: list[Callable[[], object]] = [
 
 
 @pytest.mark.parametrize("number", range(len(FINE)))
-def test_not_warned(number: int) -> None:
+def test_not_warned(
+    number: int, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path_factory.getbasetemp())
+    Image.new("L", (3, 3), 200).save("psf.png")  # of the usage of "blur"
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FINE[number]()

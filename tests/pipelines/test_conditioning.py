@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import string
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from posterior import guidance, operators
 from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.guidance.base import Guidance
 from posterior.priors.codec import LatentCodec
+from posterior.priors.conditioning import REMEMBERED
 from posterior.transitions import Euler
 
 EVENT = (4, 8, 8)
@@ -49,6 +51,33 @@ def test_guidance_is_the_formula(prior: Any, x: Tensor) -> None:
         assert guided.renoise is None
     assert torch.equal(prior(x, T).x0, prior.given("")(x, T).x0)
     assert float((cat - dog).abs().max()) > 0.01
+
+
+def test_a_prompt_is_encoded_once_until_the_encoder_changes(x: Tensor) -> None:
+    pipe, calls = stable_diffusion(), list[object]()
+    pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    prior = posterior.prior_from_pipeline(pipe)
+    with torch.inference_mode():
+        first = prior.given("a cat", scale=2.0)
+    assert len(calls) == 2, "the prompt and the empty one"
+    prior.given("a dog", "a cat", 3.0)
+    prior.given(["a cat", "a dog", "a dog"], scale=1.5)
+    again = prior.given("a dog").given("a cat", scale=2.0)
+    assert len(calls) == 3
+    _, pull = again.vjp(x, T)
+    assert torch.isfinite(pull(x)).all(), "what was encoded without gradients may be in a graph"
+    before = again(x, T).x0
+    assert torch.equal(before, first(x, T).x0)
+    with torch.no_grad():
+        next(pipe.text_encoder.parameters()).mul_(1.5)
+    changed = prior.given("a cat", scale=2.0)
+    assert len(calls) == 5
+    assert not torch.equal(changed(x, T).x0, before)
+    for letter in string.ascii_lowercase[:REMEMBERED]:  # as many others push it out
+        prior.given(letter)
+    calls.clear()
+    prior.given("a cat")
+    assert len(calls) == 1
 
 
 def test_one_evaluation_at_scale_one(prior: Any, x: Tensor) -> None:
@@ -188,14 +217,14 @@ def test_given_is_cheap_and_immutable(sd: StableDiffusionPipeline, prior: Any, x
     hook = prior._pipe.text_encoder.register_forward_pre_hook(lambda *_: calls.append(1))
     before = prior(x, T).x0
     calls.clear()
-    given = prior.given(["a cat", "a cat", "dog"], scale=2.0)
-    assert len(calls) == 3  # a cat, dog and the empty prompt
+    given = prior.given(["a bird", "a bird", "a tram"], scale=2.0)
+    assert len(calls) == 2, "a bird and a tram; the empty prompt is known"
     given(x, T)
-    assert len(calls) == 3
+    assert len(calls) == 2
     hook.remove()
     assert torch.equal(prior(x, T).x0, before)
     assert given.module is prior.module
-    assert "a cat" in repr(given)
+    assert "a tram" in repr(given)
 
 
 def test_embeddings_instead_of_a_prompt(prior: Any, x: Tensor) -> None:

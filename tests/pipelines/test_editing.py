@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -138,6 +139,15 @@ def test_strength_and_seeds(sd: priors.Prior, image: Tensor) -> None:
     assert not torch.equal(other.draws, strong.draws)
 
 
+def test_edits_of_one_model_encode_a_prompt_once(image: Tensor) -> None:
+    pipe, calls = stable_diffusion(), list[object]()
+    pipe.text_encoder.register_forward_hook(lambda *_: calls.append(1))
+    prior = posterior.prior_from_pipeline(pipe)
+    for seed, method in enumerate(("ddcm", "postedit", "negative-prompt-inversion")):
+        quick(image[:1], prior, method=method, steps=2, seed=seed)
+    assert len(calls) == 3, "source, target, and the empty prompt"
+
+
 # ------------------------------------------------------------------------------ pixel priors
 
 
@@ -162,6 +172,31 @@ def test_components_are_prompts(method: str) -> None:
     assert float(out.draws[0, ..., :2].mean()) == pytest.approx(0.7, abs=0.2)
     drift = float((out.draws[0, ..., 2:] - x[..., 2:]).square().mean().sqrt())
     assert drift < 0.35  # two independent ones are 0.32 sqrt(2) = 0.45 apart
+
+
+def test_an_edit_is_scored_by_what_the_model_thinks_of_it() -> None:
+    prior = components()
+    x = prior.given(0).sample(2, seed=0).float().clamp(-1, 1)
+    run = {"source": 0, "target": 1, "likelihood": 12, "n": 2}
+    out = posterior.edit(x, prior, method="ddcm", **run)
+    a, b = prior.given(1), prior.given(0)
+    exact = torch.stack([a.log_prob(draw) - b.log_prob(draw) for draw in out.draws])
+    # 8 entries at +-0.7 with a variance of 0.005: the ratio is some 1500, its noise some 45
+    assert (exact > 500).all()
+    ratio = out.diagnostics["log_ratio"]
+    torch.testing.assert_close(ratio, exact.float(), rtol=0.2, atol=0)
+    assert "nats" in out.report
+    alone = posterior.edit(x[1:], prior, method="ddcm", seed=1, **run)
+    torch.testing.assert_close(alone.diagnostics["log_ratio"][:, 0], ratio[:, 1])
+    still = posterior.edit(x, prior, method="sdedit", strength=0.05, **run)
+    assert (still.diagnostics["log_ratio"] < 0).all(), "nothing was edited"
+
+
+def test_a_model_with_its_guidance_built_in_has_no_likelihood(image: Tensor) -> None:
+    prior = posterior.prior_from_pipeline(stable_diffusion(time_cond_proj_dim=8))
+    with pytest.raises(CapabilityError, match="guidance built in"):
+        quick(image[:1], prior, likelihood=4)
+    assert prior.counts.nfe == 0
 
 
 def test_a_title_shows_component_0_and_conditions_for_each_image() -> None:
@@ -206,6 +241,11 @@ def test_files_in_and_a_folder_out(sd: priors.Prior, image: Tensor, tmp_path: Pa
     assert torch.equal(back[..., :7], source[..., :7]), "kept pixels survive the file exactly"
     with pytest.raises(FileProblem):
         out.save(tmp_path / "out")
+    out.save(tmp_path / "out", overwrite=True)
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    white = float(out.difference.max())
+    assert report["image"]["difference_white"] == pytest.approx(white)
+    assert report["image"]["name"] == "scene"
     grey = quick(image[:1, :1], sd)
     assert grey.draws.shape[2] == 3
 
@@ -229,6 +269,19 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "mode": ({"image": torch.zeros(4, 16, 16)}, InputError, "C = 1 or 3"),
     "missing file": ({"image": "nowhere.png"}, FileProblem, "nowhere.png"),
     "negative alone": ({"target": None, "negative": "blur"}, InputError, "negative="),
+    "likelihood alone": ({"source": None, "likelihood": 4}, InputError, "compares two prompts"),
+    "one level": ({"likelihood": 1}, InputError, "likelihood must be at least 2"),
+    "scale alone": ({"target": None, "scale": 3.0}, InputError, "scale= is the guidance"),
+    "source scale alone": (
+        {"method": "ddim-inversion", "source": None, "source_scale": 3.0},
+        InputError,
+        "source_scale= is the guidance",
+    ),
+    "source scale unasked": (
+        {"method": "sdedit", "source_scale": 3.0},
+        InputError,
+        "a method that asks it",
+    ),
     "npi": (
         {"method": "negative-prompt-inversion", "source": None},
         InputError,

@@ -19,6 +19,9 @@ from posterior.schedules import Level
 class PipelinePrior(ConditionedPrior):
     """The network of a pipeline, read as its scheduler says.
 
+    A prompt is encoded again once the weights of a text encoder were written to, as torch counts
+    it: after writes through `.data`, which it does not count, make a new prior of the pipeline.
+
     Args:
         pipe: the pipeline; its modules are used as they stand (adapters, hooks, dtype, device), and
             frozen and put in eval mode.
@@ -64,6 +67,13 @@ class PipelinePrior(ConditionedPrior):
         self._pipe.to(target)
         super().to(target)
         return self
+
+    def _encoders(self) -> tuple[object, ...]:
+        """The weights of the text encoders, and how often each was written to."""
+        names = ("text_encoder", "text_encoder_2", "text_encoder_3")
+        encoders = [getattr(self._pipe, name, None) for name in names]
+        weights = [w for encoder in encoders if encoder is not None for w in encoder.parameters()]
+        return tuple((id(w), 0 if w.is_inference() else w._version) for w in weights)
 
     def home(self, eta: float | None = None) -> Home:
         """The sampler of the pipeline's own scheduler, for `posterior.sample(method=...)`.
