@@ -171,7 +171,7 @@ class Filter:
         """Where in memory output 0 finds its pixel of the continued image, for each entry."""
         kh, kw = self.kernel.shape[1:]
         width = padded.shape[3]
-        last = padded.storage_offset() + (kh - 1) * width + kw - 1
+        last = int(padded.storage_offset()) + (kh - 1) * width + kw - 1
         return [(last - a * width - b, weight) for a, b, weight in entries]
 
     def _outputs(self, padded: torch.Size) -> tuple[int, int]:

@@ -53,7 +53,7 @@ class Haze(Operator):
             raise InputError("scattering must be > 0: there would be no haze")
         object.__setattr__(self, "scattering", scattering)
         airlight = self.airlight
-        if isinstance(airlight, (Sequence, Tensor)) and not isinstance(airlight, str):
+        if isinstance(airlight, (list, tuple, Tensor)):
             airlight = tuple(check_number("airlight", a, -float("inf")) for a in airlight)
             if not airlight:
                 raise InputError("airlight: give one number, or one for each channel")

@@ -23,7 +23,7 @@ _LARGEST_MMAP_THRESHOLD = 32 * _MIB  # of a 64-bit system, as in mallopt(3)
 def _mallopt() -> Callable[[int, int], int] | None:
     """The C library's mallopt, where it has one (glibc)."""
     try:
-        return ctypes.CDLL(None).mallopt  # type: ignore[no-any-return]
+        return ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # musl, macOS, Windows
         return None
 
