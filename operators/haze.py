@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -52,7 +53,7 @@ class Haze(Operator):
         if scattering == 0:
             raise InputError("scattering must be > 0: there would be no haze")
         object.__setattr__(self, "scattering", scattering)
-        airlight = self.airlight
+        airlight: Any = self.airlight
         if isinstance(airlight, (list, tuple, Tensor)):
             airlight = tuple(check_number("airlight", a, -float("inf")) for a in airlight)
             if not airlight:
