@@ -32,8 +32,8 @@ class MMPS(Guidance):
             measurement. They are those of conjugate gradients, made safe against a network's
             Jacobian, which is not exactly symmetric (`_solve.galerkin`).
 
-    The corrected estimate is cut to the prior's range, in which the mean that it stands for lies: with
-    the photo prior some draws of a deblurring ran away to several times the range without it.
+    The corrected estimate is cut to the prior's range, in which the mean that it stands for lies:
+    with the photo prior some draws of a deblurring ran away from it otherwise.
     """
 
     iterations: int = 3
