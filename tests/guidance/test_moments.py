@@ -229,3 +229,15 @@ def test_tds_evidence_is_unbiased() -> None:
     standard_error = float(ratio.std()) / filters**0.5
     assert abs(float(ratio.mean()) - 1) < 3 * standard_error
     assert standard_error < 0.03
+
+
+@pytest.mark.parametrize("limits", [None, (-1.0, 1.0)])
+def test_mmps_stays_in_the_range_of_the_prior(limits: tuple[float, float] | None) -> None:
+    """A measurement of 5 pulls the estimate there, and no farther than the prior's range."""
+    prior = priors.Gaussian(torch.zeros(4, dtype=torch.float64), 1.0)
+    prior.range = limits
+    y = torch.full((1, 4), 5.0, dtype=torch.float64)
+    out = posterior.sample(
+        prior, operators.Identity(), y, noise=0.01, method="mmps", steps=10, progress=False
+    )
+    assert torch.allclose(out.draws, torch.tensor(1.0 if limits else 5.0).double(), atol=0.1)
