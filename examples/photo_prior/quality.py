@@ -5,8 +5,9 @@
     python examples/photo_prior/quality.py speed
 
 `denoise` gives the PSNR of D(y; sigma) and of colour BM3D (Dabov et al. 2007) for the same crops
-and the same noise. `draws` compares unconditional 64x64 draws with held-out crops by two statistics
-of natural images: the slope of the radial power spectrum and the kurtosis of gradients. The package
+and the same noise. `draws` compares unconditional 64x64 draws with held-out crops, and with the
+training patches whose law the prior learns, by two statistics of natural images: the slope of the
+radial power spectrum and the kurtosis of gradients. The package
 `bm3d` is free for benchmarks only and no dependency of this project; its figures are cached.
 """
 
@@ -28,7 +29,7 @@ import torch
 from fetch import MANIFEST, cache_folder
 from PIL import Image
 from torch import Tensor
-from train import LEVELS, load_photo
+from train import LEVELS, load_photo, photo_patches
 
 from posterior.priors.photo import PhotoNet
 from posterior.training import denoise
@@ -168,9 +169,11 @@ def run_draws(net: PhotoNet, count: int, steps: int, sheet: Path | None) -> None
         photo = photo.resize((round(photo.width * factor), round(photo.height * factor)))
         left, top = int(rng.integers(photo.width - 63)), int(rng.integers(photo.height - 63))
         real.append(np.asarray(photo.crop((left, top, left + 64, top + 64))))
+    learned = photo_patches().draw(8 * count, 64, rng)
     sets = {
         "draws": draws.double().permute(0, 2, 3, 1).numpy(),
         "held-out crops": np.stack(real) / 127.5 - 1,
+        "training patches": learned.double().permute(0, 2, 3, 1).numpy(),
     }
     print(f"{count} draws of 64x64, Heun with {steps} steps, {seconds:.0f} s")
     print("| | n | spectrum slope | gradient kurtosis | mean | std |\n|---|---|---|---|---|---|")
