@@ -12,6 +12,7 @@ from posterior.operators.blur import Blur, GaussianBlur, MotionBlur
 from posterior.operators.check import check
 from posterior.operators.compose import Compose, Stack
 from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
+from posterior.operators.efficientnet import EfficientNetFeatures
 from posterior.operators.features import FeatureMatch, SteerableFeatures
 from posterior.operators.fourier import MRI, CoilSensitivities, SubsampledFourier, birdcage_maps
 from posterior.operators.haze import Haze
@@ -83,6 +84,7 @@ __all__ = [
     "Compose",
     "Crop",
     "Defocus",
+    "EfficientNetFeatures",
     "EquispacedLines",
     "FanBeamCT",
     "FeatureMatch",
