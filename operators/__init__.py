@@ -13,6 +13,7 @@ from posterior.operators.check import check
 from posterior.operators.compose import Compose, Stack
 from posterior.operators.defocus import AnisotropicGaussianBlur, Defocus
 from posterior.operators.efficientnet import EfficientNetFeatures
+from posterior.operators.emission import Emission
 from posterior.operators.features import FeatureMatch, SteerableFeatures
 from posterior.operators.fourier import MRI, CoilSensitivities, SubsampledFourier, birdcage_maps
 from posterior.operators.haze import Haze
@@ -65,10 +66,12 @@ from posterior.operators.tone import (
     nonlinear_blur,
 )
 from posterior.operators.varying_blur import SpaceVaryingBlur
+from posterior.operators.waves import AcousticWaves
 
 __all__ = [
     "JPEG",
     "MRI",
+    "AcousticWaves",
     "AnisotropicGaussianBlur",
     "BayerMosaic",
     "BlackBox",
@@ -85,6 +88,7 @@ __all__ = [
     "Crop",
     "Defocus",
     "EfficientNetFeatures",
+    "Emission",
     "EquispacedLines",
     "FanBeamCT",
     "FeatureMatch",

@@ -231,7 +231,10 @@ def _pull(y: Tensor, x: Tensor, u: Tensor) -> Tensor:
 
 def _is_default(field: dataclasses.Field[object], value: object) -> bool:
     default = field.default
-    return default is value or (isinstance(default, (bool, str, float)) and default == value)
+    if default is value:
+        return True
+    plain = isinstance(default, (bool, str, float)) and not isinstance(value, Tensor)
+    return plain and bool(default == value)
 
 
 def _show(value: object) -> str:

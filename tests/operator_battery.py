@@ -19,6 +19,7 @@ from posterior import streams
 from posterior.operators import (
     JPEG,
     MRI,
+    AcousticWaves,
     AnisotropicGaussianBlur,
     BayerMosaic,
     Blur,
@@ -30,6 +31,7 @@ from posterior.operators import (
     ComplexFromChannels,
     Crop,
     Defocus,
+    Emission,
     EquispacedLines,
     FanBeamCT,
     FeatureMatch,
@@ -418,6 +420,15 @@ SCIENCE = [
     ),
 ]
 NONLINEAR += SCIENCE
+WAVES = [
+    Case(
+        "acoustic waves",
+        lambda c, h, w: AcousticWaves(20.0, 0.004, 40, 8.0, 2, 3, depth=0) @ Scale(0.2),
+        channels=1,
+        smallest=3,
+    ),
+]
+NONLINEAR += WAVES if importlib.util.find_spec("deepwave") else []
 NONLINEAR += [
     Case(
         "jpeg smooth",
@@ -428,6 +439,10 @@ NONLINEAR += [
 ]
 KINKED = [  # differentiable almost everywhere, or affine: no remainder of second order
     HAZE[0],
+    Case(
+        "emission",
+        lambda c, h, w: Emission(ParallelBeamCT(views=3, size=(h, w)), 2.0, background=0.5),
+    ),
     Case("hdr clipping", lambda c, h, w: HDRClipping(1.3)),
     Case("linear light", lambda c, h, w: LinearLight()),
     Case("camera", lambda c, h, w: Camera(1.5, "rec709")),

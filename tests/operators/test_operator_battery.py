@@ -125,10 +125,10 @@ def test_rows_alone_equal_rows_in_a_batch(case: Case, size: tuple[int, int]) -> 
 def test_rows_do_not_depend_on_the_batch_size(case: Case, dtype: torch.dtype) -> None:
     shape = size_of(case, (5, 4))
     op = case.make(*shape[1:])
-    x = normal((33, *shape[1:]), "x", dtype)
+    x = normal((64, *shape[1:]), "x", dtype)
     y = op(x)
     v = normal(tuple(y.shape), "v", y.dtype)
-    for count in (1, 2, 17):
+    for count in (1, 3, 59):
         assert torch.equal(bits(op(x[5 : 5 + count])), bits(y[5 : 5 + count]))
         if op.linear:
             assert torch.equal(op.adjoint(v[5 : 5 + count]), op.adjoint(v)[5 : 5 + count])
