@@ -72,6 +72,8 @@ _EDIT_HELP = (
 [cyan]posterior edit cat.png --prior MODEL --source "a cat on a sofa" --target "a dog"[/cyan]
 [dim]# repaint what is white in strokes.png, leave every other pixel as it is[/dim]
 [cyan]posterior edit cat.png --prior MODEL --target "a hat" --edit strokes.png --paste-back[/cyan]
+[dim]# in the style of another image; without a model that reads prompts: --prior photo[/dim]
+[cyan]posterior edit cat.png --prior MODEL --reference painting.jpg[/cyan]
 """
 )
 
@@ -290,7 +292,8 @@ def edit(
         typer.Option(
             "--method",
             "-m",
-            help="See [bold]posterior methods[/bold]; auto is postedit, or blended with a mask.",
+            help="See [bold]posterior methods[/bold]; auto is postedit, blended with a mask, dps "
+            "with a reference.",
         ),
     ] = "auto",
     repaint: Annotated[
@@ -302,8 +305,19 @@ def edit(
     paste_back: Annotated[
         bool, typer.Option("--paste-back", help="Put kept pixels back exactly as they were.")
     ] = False,
+    reference: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Take over the style of this image, of any size."),
+    ] = None,
+    style_noise: Annotated[
+        float | None,
+        typer.Option(help="With --reference: less copies more of the style.  \\[default: 0.003]"),
+    ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How far from the source, in (0, 1]; some methods.")
+        float | None,
+        typer.Option(
+            help="How far from the source, in (0, 1]; some methods; 0.45 with --reference."
+        ),
     ] = None,
     scale: Annotated[
         float | None, typer.Option(help="Guidance scale.  \\[default: the method's]")
@@ -329,6 +343,10 @@ def edit(
     with _errors(code=2):
         jobs = _jobs(images, out, overwrite)
         _check_options(method, None, None)
+        if reference is not None:
+            from posterior.images import read_image
+
+            read_image(reference)
         from posterior.restoration import as_prior
 
         loaded = as_prior(prior, device)
@@ -340,8 +358,9 @@ def edit(
         try:
             result = edited(
                 job.source, loaded, source, target, method, edit=repaint, keep=keep,
-                strength=strength, n=samples, seed=seed, paste_back=paste_back, scale=scale,
-                steps=steps, progress=False if quiet else None,
+                reference=reference, style_noise=style_noise, strength=strength, n=samples,
+                seed=seed, paste_back=paste_back, scale=scale, steps=steps,
+                progress=False if quiet else None,
             )  # fmt: skip
             result.save(job.target, overwrite=overwrite)
         except KeyboardInterrupt:
@@ -352,7 +371,8 @@ def edit(
             _complain(_sentence(problem, job.source))
         else:
             for line in result.report.splitlines():
-                if "distance" in line or "kept pixel" in line:
+                told = "distance" in line or "kept pixel" in line
+                if told or line in result.provenance["notes"]:
                     say(f"  {line}")
             say(f"  {job.target / 'sheet.png'}")
     if failed:

@@ -3,8 +3,8 @@
 An edit is a `Problem` as a restoration is. What the edit should show conditions the prior; what it
 must keep is the source, and the method says how: PostEdit measures random positions of it, blended
 diffusion puts a user's mask back, an inversion starts from its noise, FlowEdit and DDCM integrate
-the difference of two prompts. The operator of a user's mask acts on what the prior models, latents
-where it is a latent one.
+the difference of two prompts, a reference's style is measured by features (`posterior.style`). The
+operator of a user's mask acts on what the prior models, latents where it is a latent one.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from posterior.errors import CapabilityError, InputError, InputTypeError, unknow
 from posterior.evidence import likelihood_ratio
 from posterior.guidance import REGISTRY, Guidance
 from posterior.image_samples import ImageSamples
-from posterior.images import as_images
-from posterior.operators import Mask
+from posterior.images import as_images, write_image
+from posterior.operators import Mask, Operator
 from posterior.operators.mask import LatentMask
 from posterior.priors.base import Prior
 from posterior.priors.conditioning import ConditionedPrior
@@ -33,6 +33,7 @@ from posterior.restoration import as_prior
 from posterior.sampler import Callback, sample
 from posterior.sheet import write_edit_sheet
 from posterior.streams import seeds_of
+from posterior.style import METHOD, STRENGTH, StyleMatch, check_method, style_match
 
 SCALES: dict[type[Guidance], tuple[float, float]] = {
     guidance.PostEdit: (4.0, 4.0),
@@ -62,18 +63,21 @@ class Edited(ImageSamples):
         reconstruction: the source through the codec, what a perfect edit of nothing gives; the
             source itself where the prior has no codec.
         keep: bool (1 or B, 1, H, W), the pixels that had to stay, or None.
+        reference: (1 or B, C, h, w) in [-1, 1], whose style was asked for, or None.
         info: what kind of file the image was.
         title: the edit in a few words.
 
     `diagnostics` holds for each draw (n, B) `distance`, the root mean square of draw - source over
     all pixels, and with a mask `kept_change`, the largest change of a kept pixel; both in [-1, 1].
     With `likelihood=` also `log_ratio`, in nats: log p(draw | target) - log p(draw | source), as
-    far as the model knows (`posterior.evidence`).
+    far as the model knows (`posterior.evidence`). With `reference=` also `style_left`: the distance
+    of a draw's style from the reference's, as a part of the source's.
     """
 
     source: Tensor = field(default_factory=lambda: torch.empty(0))
     reconstruction: Tensor = field(default_factory=lambda: torch.empty(0))
     keep: Tensor | None = None
+    reference: Tensor | None = None
 
     white_name: ClassVar[str] = "difference_white"
 
@@ -96,6 +100,9 @@ class Edited(ImageSamples):
         if "kept_change" in self.diagnostics:
             change = float(self.diagnostics["kept_change"].max())
             lines.append(f"largest change of a kept pixel: {change:.3g} in [-1, 1]")
+        if "style_left" in self.diagnostics:
+            left = float(self.diagnostics["style_left"].mean())
+            lines.append(f"distance of the style from the reference's: {left:.3g} of the source's")
         if "log_ratio" in self.diagnostics:
             ratio = float(self.diagnostics["log_ratio"].mean())
             lines.append(f"the target's prompt over the source's, by the model: {ratio:+.3g} nats")
@@ -108,9 +115,9 @@ class Edited(ImageSamples):
     def save(self, folder: str | os.PathLike[str], overwrite: bool = False) -> Path:
         """Write images, contact sheet, samples.safetensors and report.json, all or nothing.
 
-        The images are source.png, reconstruction.png, difference.png and draw-0.png ...; a batch
-        gets one folder per image. White in difference.png is `difference_white` of report.json, as
-        a part of full scale.
+        The images are source.png, reconstruction.png, difference.png, draw-0.png ... and, where
+        there was one, reference.png; a batch gets one folder per image. White in difference.png
+        is `difference_white` of report.json, as a part of full scale.
 
         Args:
             folder: made if missing.
@@ -124,6 +131,9 @@ class Edited(ImageSamples):
     def _write_images(self, folder: Path, b: int) -> float:
         self._write_image(folder / "source.png", self.source[b])
         self._write_image(folder / "reconstruction.png", self.reconstruction[b])
+        if self.reference is not None:
+            reference = self.reference[b if len(self.reference) > 1 else 0]
+            write_image(folder / "reference.png", reference)
         for k in range(self.draws.shape[0]):
             self._write_image(folder / f"draw-{k}.png", self.draws[k, b])
         return self._write_scaled(folder / "difference.png", self.difference[b])
@@ -137,6 +147,7 @@ def edit(
     method: Guidance | str = "auto",
     edit: Tensor | str | os.PathLike[str] | None = None,
     keep: Tensor | str | os.PathLike[str] | None = None,
+    reference: object = None,
     strength: float | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 0,
@@ -146,6 +157,8 @@ def edit(
     scale: float | None = None,
     source_scale: float | None = None,
     likelihood: int | None = None,
+    style: Operator | None = None,
+    style_noise: float | None = None,
     steps: int | None = None,
     max_batch: int | None = None,
     callback: Callback | None = None,
@@ -158,11 +171,16 @@ def edit(
         prior: the model: anything that `posterior.load_prior` takes, or a prior.
         source: what the image shows: a prompt, a label, a component; needed by the methods that
             compare two prompts, used by inversions.
-        target: what the edit should show. None takes the prior as it stands, for edits by mask.
-        method: a guidance object, its name, or "auto": PostEdit, or `Blended` with a mask.
+        target: what the edit should show. None takes the prior as it stands, for edits by mask
+            or by style.
+        method: a guidance object, its name, or "auto": PostEdit, `Blended` with a mask, and for
+            a style `DPS` from a strength of 0.45, 24 steps.
         edit: the mask of what to repaint, 1 = repaint; a tensor (H, W) or (B, 1, H, W) or a file.
         keep: the opposite. With a latent prior a latent is kept where all its pixels are.
-        strength: of methods that have one: how far from the source, in (0, 1].
+        reference: an image of any size, as `image`, whose style the edit takes over; one, or one
+            for each image. With a mask the kept part is put back at the end.
+        strength: of methods that have one: how far from the source, in (0, 1]; of a style edit
+            0.45 unless a guidance object says otherwise.
         n: variants.
         seed: any integer.
         paste_back: put the kept pixels back as they were, exactly.
@@ -171,6 +189,11 @@ def edit(
             published scales of the method (`SCALES`); 1 where the prior has no such guidance.
         likelihood: also score, by so many noise levels (8, say), how much better the target's
             prompt explains a draw than the source's; two network calls for each draw and level.
+        style: the features of a style, differentiable and of a length that does not depend on the
+            size; default: Gram matrices of the best extractor that is installed, see
+            `posterior.style.style_match`.
+        style_noise: noise of each feature, as a part of the distance between the styles of the
+            reference and the image, > 0; default 0.003. Less copies more.
         steps: default: the method's.
         max_batch, callback, progress: see `posterior.sample`.
 
@@ -186,8 +209,16 @@ def edit(
     mask = _mask(edit, keep, pixels)
     if paste_back and mask is None:
         raise InputError("paste_back=True puts kept pixels back: give keep= or edit=")
-    chosen = _with_strength(_method(method, mask is not None), strength)
-    if "measurement" in chosen.needs and mask is None:
+    if reference is None and (style is not None or style_noise is not None):
+        raise InputError("style= and style_noise= belong to a style: give reference=")
+    chosen = _method(method, mask is not None, reference is not None)
+    if reference is not None:
+        check_method(chosen)
+    chosen = _with_strength(chosen, strength)
+    wanted: StyleMatch | None = None
+    if reference is not None:
+        wanted = style_match(reference, pixels, style, style_noise)
+    elif "measurement" in chosen.needs and mask is None:
         raise InputError(f"{type(chosen).__name__} keeps what a mask shows: give keep= or edit=")
     if "source prior" in chosen.needs and source is None:
         raise InputError(f"{type(chosen).__name__} compares two prompts: give source=")
@@ -218,7 +249,9 @@ def edit(
     z = pixels if codec is None else codec.encode(pixels)
     kept = None if mask is None else (mask if codec is None else _latent_mask(mask, z))
     measured: dict[str, Any] = {}
-    if "measurement" in chosen.needs and kept is not None:
+    if wanted is not None:
+        measured = {"operator": wanted.operator, "y": wanted.y, "noise": wanted.noise}
+    elif "measurement" in chosen.needs and kept is not None:
         noise = 0.0 if isinstance(chosen, guidance.Blended) else KEPT_NOISE
         measured = {"operator": kept, "y": kept(z), "noise": noise}
     out = sample(
@@ -227,7 +260,7 @@ def edit(
     )  # fmt: skip
 
     latents, draws = out.latents, out.draws
-    if kept is not None and not measured:
+    if kept is not None and (wanted is not None or not measured):
         stay = kept.pattern(z.shape[-2], z.shape[-1]).to(z.device)
         latents = torch.where(stay, z, draws if latents is None else latents)
         draws = latents if codec is None else torch.stack([codec.decode(x) for x in latents])
@@ -245,20 +278,31 @@ def edit(
         still = still.to(draws.device)
         if paste_back:
             draws = torch.where(still, pixels, draws)
+    facts = {**out.provenance, "source": repr(source), "target": repr(target)}
+    if wanted is not None:
+        scores["style_left"] = torch.stack([wanted.left(x) for x in draws])
+        facts |= wanted.facts()
+        facts["notes"] = [*out.provenance["notes"], *wanted.notes]
     return Edited(
         draws,
         {**out.diagnostics, **_scores(draws, pixels, still), **scores},
-        {**out.provenance, "source": repr(source), "target": repr(target)},
+        facts,
         latents,
         source=pixels,
         reconstruction=pixels if codec is None else codec.decode(z),
         keep=still,
+        reference=None if wanted is None else wanted.reference,
         info=info,
-        title=" → ".join(str(shown) for shown in (source, target) if shown is not None),
+        title=_title(source, target, wanted is not None),
     )
 
 
-def _method(method: Guidance | str, masked: bool) -> Guidance:
+def _title(source: object, target: object, styled: bool) -> str:
+    shown = " → ".join(str(prompt) for prompt in (source, target) if prompt is not None)
+    return " ".join([shown, "in the style of a reference"] if styled else [shown]).strip()
+
+
+def _method(method: Guidance | str, masked: bool, styled: bool) -> Guidance:
     if isinstance(method, Guidance):
         return method
     if not isinstance(method, str):
@@ -266,11 +310,15 @@ def _method(method: Guidance | str, masked: bool) -> Guidance:
             f"method must be a name or a guidance object, not {type(method).__name__}"
         )
     key = method.lower().replace("_", "-")
+    if key == "auto" and styled:
+        return METHOD
     if key == "auto":
         return guidance.Blended() if masked else guidance.PostEdit()
     if key not in REGISTRY:
         raise unknown_name("method", method, [*REGISTRY, "auto"])
-    return REGISTRY[key]()
+    named = REGISTRY[key]()
+    styled = styled and hasattr(named, "strength")
+    return _with_strength(named, STRENGTH if styled else None)
 
 
 def _with_strength(method: Guidance, strength: float | None) -> Guidance:
