@@ -29,7 +29,12 @@ _forms = Memo(8)
 
 
 class Masking(Operator):
-    """Base class: a subclass says which pixels are observed."""
+    """Base class: a subclass says which pixels are observed.
+
+    NaN in hidden pixels do not matter to any of its methods. Only where autograd records the call
+    itself, A(x) of an x that requires a gradient, they stay in y: `torch.where` would take 3 to 20
+    times as long as the product there. The gradient is that of kept pixels in either case.
+    """
 
     linear = True
     units = "kept"
@@ -78,8 +83,7 @@ def _kept(x: Tensor, ones: Tensor, bits: Tensor) -> Tensor:
     """x where the mask is 1, otherwise 0, whatever x is there (a product would keep NaN).
 
     Bit by bit, x & 11...1 or x & 00...0, in a quarter of the time of `torch.where`. Where a
-    gradient is recorded it is the product, whose autograd is torch's own and the quickest; NaN in
-    hidden pixels of such an x stay.
+    gradient is recorded it is the product, whose autograd is torch's own and the quickest.
     """
     if x.requires_grad and torch.is_grad_enabled():
         return x * ones

@@ -208,7 +208,14 @@ def test_masks() -> None:
     assert torch.equal(frame.nonzero().amax(0), torch.tensor([5, 9]))
     nan = x.clone()
     nan[:, :, 3, 3] = torch.nan
-    assert torch.isfinite(Mask.box(size=(2, 4))(nan)).all()  # what is hidden does not matter
+    hole = Mask.box(size=(2, 4))
+    y, pull = hole.vjp(nan)
+    for seen in (hole(nan), y, hole.adjoint(nan), hole.pinv(nan), hole.normal(nan)):
+        assert torch.isfinite(seen).all()  # what is hidden does not matter
+    recorded = hole(nan.requires_grad_())  # but here: the product is much the quicker
+    assert torch.equal(torch.isnan(recorded), torch.isnan(nan))
+    (gradient,) = torch.autograd.grad(recorded, nan, torch.ones_like(y))
+    assert torch.equal(gradient, pull(torch.ones_like(y)))
     assert torch.equal(keep.restrict(torch.ones_like(x)), pattern.double().expand(2, 3, 8, 10))
 
 
