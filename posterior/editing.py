@@ -132,7 +132,7 @@ class Edited(ImageSamples):
         self._write_image(folder / "source.png", self.source[b])
         self._write_image(folder / "reconstruction.png", self.reconstruction[b])
         if self.reference is not None:
-            reference = self.reference[b if len(self.reference) > 1 else 0]
+            reference = self.reference[min(b, len(self.reference) - 1)]
             write_image(folder / "reference.png", reference)
         for k in range(self.draws.shape[0]):
             self._write_image(folder / f"draw-{k}.png", self.draws[k, b])

@@ -154,6 +154,9 @@ def _edit_rows(result: Edited, b: int) -> list[list[_Tile]]:
         keep = result.keep[min(b, len(result.keep) - 1)]
         repainted = torch.where(keep, result.source[b], 0.25 * result.source[b] + 0.75)
         first.append(_Tile(_picture(repainted), "Bright = to repaint"))
+    if result.reference is not None:
+        reference = result.reference[min(b, len(result.reference) - 1)]
+        first.append(_Tile(_picture(reference), "Reference"))
     map_ = result.difference[b, 0].double().cpu()
     note = f"of full scale; on average {float(map_.mean()):.3f}"
     first.append(_Tile(map_.numpy(), "Change", note, bar=True))

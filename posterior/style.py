@@ -81,7 +81,8 @@ class StyleMatch:
             "style": repr(self.style),
             "style_noise": self.share,
             "style_distance": self.apart.tolist(),
-            "layout_noise": LAYOUT_NOISE,
+            "noise": f"{self.share:g} of the distance between the styles in each feature,"
+            f" {LAYOUT_NOISE:g} in [-1, 1] of the brightness",
         }
 
 

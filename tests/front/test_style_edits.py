@@ -67,6 +67,7 @@ def test_what_is_reported(cat: Tensor, coffee: Tensor) -> None:
     assert "gram" in facts["style"]
     assert "gram" in facts["operator"]
     assert facts["style_noise"] == style.SHARE
+    assert facts["noise"].startswith("0.003 of the distance between the styles")
     assert facts["style_distance"] == [pytest.approx(float((GRAM(coffee) - GRAM(cat)).norm()))]
     assert facts["method"].startswith("DPS")
     assert "strength=0.5" in facts["method"]
