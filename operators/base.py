@@ -274,6 +274,8 @@ def check_number(what: str, value: Any, low: float, high: float = float("inf")) 
         raise InputTypeError(f"{what} must be a number, not {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number) or not low <= number <= high:
+        if low == -math.inf:
+            raise InputError(f"{what} must be finite, not {number:g}")
         bounds = f">= {low:g}" if high == float("inf") else f"between {low:g} and {high:g}"
         raise InputError(f"{what} must be {bounds}, not {number:g}")
     return number

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from posterior import rows, streams
 from posterior.errors import InputTypeError
-from posterior.operators.base import Operator
+from posterior.operators.base import Operator, check_count
 
 _DOT = {torch.float64: 1e-10, torch.float32: 1e-4}  # relative to |A u| |v|
 
@@ -38,10 +38,13 @@ def check(
     """
     if not isinstance(operator, Operator):
         raise InputTypeError(f"check takes an Operator, not {type(operator).__name__}")
+    if not isinstance(shape, (tuple, list)):
+        raise InputTypeError(f"shape is that of x, such as (1, 3, 64, 64), not {shape!r}")
+    sizes = tuple(check_count("shape", size, 1) for size in shape)
     wrong: list[str] = []
     for dtype in dtypes:
-        x = streams.normal(seed, "check", torch.zeros(tuple(shape), dtype=dtype))
-        found = _Check(operator.bind(tuple(shape[1:])), x, seed).run()
+        x = streams.normal(seed, "check", torch.zeros(sizes, dtype=dtype))
+        found = _Check(operator.bind(sizes[1:]), x, seed).run()
         wrong += [f"{str(dtype).split('.')[-1]}: {what}" for what in found]
     if verbose:
         print(f"{operator!r}: " + ("nothing wrong" if not wrong else f"{len(wrong)} findings"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from posterior.errors import FileProblem, ResumeError
+from posterior.errors import FileProblem, InputTypeError, ResumeError
 from posterior.fingerprints import fingerprint
 from posterior.samples import load_tensors, save_tensors
 
@@ -36,6 +36,12 @@ class Checkpoint:
 
     folder: str | os.PathLike[str]
     identity: Mapping[str, object]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.folder, (str, os.PathLike)):
+            raise InputTypeError(
+                f"checkpoint= and resume= are folders, not {type(self.folder).__name__}"
+            )
 
     @property
     def path(self) -> Path:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from posterior.errors import CapabilityError, FileProblem, InputError
+from posterior.operators.base import check_number
 
 _FORMAT = "posterior.samples/1"
 
@@ -65,8 +66,7 @@ class Samples:
 
     def quantile(self, q: float) -> Tensor:
         """The q-quantile over the draws, (B, *event), 0 <= q <= 1."""
-        if not 0 <= q <= 1:
-            raise InputError(f"a quantile is between 0 and 1, got {q}")
+        q = check_number("a quantile", q, 0, 1)
         draws = torch.where(self._weights() > 0, self.draws, torch.nan)
         return torch.nanquantile(draws, q, dim=0)
 

@@ -25,7 +25,7 @@ from typing import NamedTuple, overload
 import torch
 from torch import Tensor
 
-from posterior.errors import InputError
+from posterior.errors import InputError, InputTypeError
 
 
 class Level(NamedTuple):
@@ -72,7 +72,11 @@ class Schedule(ABC):
     def __call__(self, t: float | Tensor) -> tuple[float | Tensor, float | Tensor]:
         """(alpha, sigma) at t in [0, 1]: floats for a float, float64 (B,) for a tensor (B,)."""
         if not isinstance(t, Tensor):
-            return _at(self, float(t))
+            try:
+                number = float(t)
+            except (TypeError, ValueError):
+                raise InputTypeError(f"t must be a number or a tensor, not {t!r}") from None
+            return _at(self, number)
         return self._checked(t)
 
     def _checked(self, t: Tensor) -> tuple[Tensor, Tensor]:

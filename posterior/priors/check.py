@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from posterior.errors import InputError
+from posterior.errors import InputError, InputTypeError
 from posterior.priors.base import Prior
 from posterior.streams import Noise
 
@@ -40,6 +40,8 @@ def check(
         seed: of the noise.
         verbose: print.
     """
+    if not isinstance(prior, Prior):
+        raise InputTypeError(f"check takes a Prior, not {type(prior).__name__}")
     problems = _schedule(prior)
     event = _event(prior, data, shape)
     known = data is not None

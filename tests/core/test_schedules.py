@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from posterior.errors import InputError
+from posterior.errors import InputError, InputTypeError
 from posterior.schedules import (
     CLEAN,
     EDM,
@@ -76,6 +76,8 @@ def test_ends_and_range(schedule: Schedule) -> None:
     for bad in (-1e-9, 1.0001, math.nan):
         with pytest.raises(InputError):
             schedule(bad)
+    with pytest.raises(InputTypeError, match="t must be a number"):
+        schedule("late")
     with pytest.raises(InputError):
         schedule.time_of_ratio(-1.0)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from posterior.errors import InputError
+from posterior.errors import InputError, InputTypeError
 from posterior.priors import Gaussian, GaussianMixture, NetworkPrior, Prior, check
 from posterior.schedules import EDM, VE, Discrete, RectifiedFlow, VPCosine, VPLinear
 
@@ -112,3 +112,5 @@ def test_what_check_needs() -> None:
         check(NetworkPrior(Exact(truth(table)), "eps", table))
     with pytest.raises(InputError, match="n >= 2"):
         check(truth(), data=torch.zeros(1, 12))
+    with pytest.raises(InputTypeError, match="a Prior, not Exact"):
+        check(Exact(truth()))

@@ -230,6 +230,8 @@ def test_statistics_of_the_draws() -> None:
         _ = posterior.Samples(draws[:1]).std
     with pytest.raises(InputError, match="between 0 and 1"):
         samples.quantile(1.5)
+    with pytest.raises(InputTypeError, match="a quantile must be a number"):
+        samples.quantile("half")
 
 
 def test_steps_one_and_provenance() -> None:
@@ -267,6 +269,8 @@ BAD = {
     "operator a function": ({"operator": torch.sin}, InputTypeError, "from_callable"),
     "prior a module": ({"prior": torch.nn.Identity()}, InputTypeError, "Prior"),
     "y complex, A real": ({"y": measurement() + 1j}, InputTypeError, "complex"),
+    "checkpoint a number": ({"checkpoint": 3}, InputTypeError, "folders"),
+    "resume a number": ({"resume": 3}, InputTypeError, "folders"),
     "callback no function": ({"callback": 3}, InputTypeError, "callable"),
     "y on meta": ({"y": measurement().to("meta")}, InputError, "device|meta"),
     "unknown method": ({"method": "dsp"}, InputError, "did you mean .*'dps'"),
