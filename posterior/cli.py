@@ -670,11 +670,11 @@ def _announce(plans: Sequence[tuple[_Job, Plan]], yes: bool, say: Callable[[str]
             timed[key] = plan.seconds()
         total += timed[key]
         height, width = plan.event[-2:]
-        passes = f" and {plan.vjps} backward passes" if plan.vjps else ""
+        passes = f" and {_many(plan.vjps, 'backward pass', 'es')}" if plan.vjps else ""
         say(
-            f"{job.source.name}: {width} x {height}, {type(plan.method).__name__}, {plan.steps} "
-            f"steps, {plan.n} draws: {plan.nfe} network calls{passes}, about "
-            f"{_duration(timed[key])}"
+            f"{job.source.name}: {width} x {height}, {type(plan.method).__name__}, "
+            f"{_many(plan.steps, 'step')}, {_many(plan.n, 'draw')}: "
+            f"{_many(plan.nfe, 'network call')}{passes}, about {_duration(timed[key])}"
         )
         for note in plan.notes:
             say(f"  {_in_options(note)}")
@@ -780,6 +780,10 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
     for row in rows:
         table.add_row(*row)
     Console(highlight=False, markup=False).print(table)
+
+
+def _many(count: int, thing: str, ending: str = "s") -> str:
+    return f"{count} {thing}{'' if count == 1 else ending}"
 
 
 def _duration(seconds: float) -> str:

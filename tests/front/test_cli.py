@@ -113,8 +113,9 @@ def test_nothing_is_overwritten_unasked(run: Run, here: Path, photo_prior: Smoot
 
 
 def test_noise_is_estimated(run: Run, here: Path) -> None:
-    code, out, _ = run("restore", "cat.png", *BLUR, "--steps", "2")
+    code, out, _ = run("restore", "cat.png", *BLUR, "--steps", "1", "-n", "1")
     assert code == 0
+    assert "1 step, 1 draw: 1 network call and 3 backward passes" in out
     assert "estimated from" in out
 
 
