@@ -223,7 +223,9 @@ def _with_channels(image: Array, what: str) -> Array:
     if array.ndim != 3 or not 1 <= array.shape[2] <= 4 or 0 in array.shape:
         hint = ""
         if image.ndim == 3 and image.shape[0] in (1, 3):
-            hint = "; (C, H, W) is for torch tensors: use torch.from_numpy"
+            hint = (
+                "; (C, H, W) is for torch tensors: move the channels last, or use torch.from_numpy"
+            )
         raise InputError(f"{what} is (H, W) or (H, W, 1..4), got {image.shape}{hint}")
     return array
 

@@ -256,7 +256,7 @@ def test_not_images(tmp_path: Path, name: str, content: bytes, words: str) -> No
     [
         (np.zeros((4, 4, 5), np.uint8), "1..4"),
         (np.zeros((2, 4, 4, 3), np.uint8), "1..4"),
-        (np.zeros((3, 40, 40), np.uint8), "torch tensors"),
+        (np.zeros((3, 40, 40), np.uint8), "torch tensors: move the channels last"),
         (np.zeros(16, np.uint8), "1..4"),
         (np.zeros((0, 4), np.uint8), "1..4"),
         (np.zeros((4, 4), np.int64), "uint8, uint16 or float"),
