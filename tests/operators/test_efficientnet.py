@@ -215,6 +215,7 @@ def test_no_code_of_the_package_runs_and_other_files_are_refused(
     (tmp_path / PACKAGE / "__init__.py").write_text("raise SystemExit('was run')")
     file.write_bytes(b"not the published weights")
     monkeypatch.setattr(sys, "path", [str(tmp_path)])
+    monkeypatch.delitem(sys.modules, PACKAGE, raising=False)
     importlib.invalidate_caches()
     with pytest.raises(FileProblem, match="not the published file"):
         EfficientNetFeatures()
