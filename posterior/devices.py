@@ -40,6 +40,16 @@ def default_rows(device: torch.device) -> int:
     return 1 if device.type == "cpu" else 4
 
 
+def check_rows(rows: object) -> None:
+    """Refuse what is not the size of a block; None is."""
+    if rows is None:
+        return
+    if isinstance(rows, bool) or not isinstance(rows, int):
+        raise InputTypeError(f"rows must be a whole number, not {rows!r}")
+    if rows < 1:
+        raise InputError(f"rows must be at least 1, got {rows}")
+
+
 def here() -> list[str]:
     """The names of the devices that can be used."""
     cuda = [f"cuda:{k}" for k in range(torch.cuda.device_count())]

@@ -8,6 +8,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from posterior.devices import check_rows
 from posterior.errors import FileProblem, InputError, InputTypeError, unknown_name
 from posterior.priors.base import Prior
 from posterior.priors.pipelines import (
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["load_prior", "prior_from_pipeline"]
 
 BUNDLED = ("photo",)
+_WEIGHTS = ".safetensors", ".pt", ".pth", ".ckpt", ".bin", ".pkl"  # what names of files end with
 
 
 def load_prior(
@@ -55,6 +57,7 @@ def load_prior(
     """
     if not isinstance(name, (str, os.PathLike)):
         raise InputTypeError(f"a prior is loaded by name, not by {type(name).__name__}")
+    check_rows(rows)
     options: dict[str, Any] = {
         "device": device,
         "dtype": dtype,
@@ -74,11 +77,13 @@ def load_prior(
         if options.pop("variant"):
             raise InputError("variant: the prior of a file has no such option")
         return load_checkpoint(name, **options)
+    if Path(name).suffix in _WEIGHTS and not Path(name).is_dir():
+        raise FileProblem(f"there is no file {os.fspath(name)}")
     if is_pipeline_name(name):
         if options.pop("config") is not None:
             raise InputError("config= is of a file of weights: a pipeline says all about itself")
         return load_pipeline_prior(name, **options)
-    if not isinstance(name, str) or len(Path(name).parts) > 1:
+    if not isinstance(name, str) or Path(name).name != name:
         raise FileProblem(f"there is no file or folder {os.fspath(name)}")
     raise unknown_name("prior", name, BUNDLED)
 

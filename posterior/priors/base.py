@@ -166,6 +166,7 @@ class Prior(ABC):
                 f"the prior takes x_t of shape (B, {', '.join(map(str, self.event_shape or '*'))}),"
                 f" got {tuple(x.shape)}"
             )
+        self.check_event(tuple(x.shape[1:]))
         if self.rows is None:
             return [(self, x, t)]
         if self.measurements not in (None, x.shape[0]):

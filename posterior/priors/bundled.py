@@ -75,7 +75,7 @@ class PhotoPrior(NetworkPrior):
                 notes = {k: v for k, v in file.metadata().items() if k != "config"}
         except Exception as error:
             raise FileProblem(f"{path} does not hold weights of the photo prior: {error}") from None
-        block = rows or default_rows(target)
+        block = default_rows(target) if rows is None else rows
         return cls(net, notes, rows=block, low_memory=low_memory).to(target)
 
     def to(self, device: str | torch.device) -> PhotoPrior:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from posterior.devices import as_device
+from posterior.devices import as_device, check_rows
 from posterior.errors import InputError, InputTypeError
 from posterior.estimates import Denoised, Parametrisation, to_x0
 from posterior.priors.base import Prior
@@ -84,8 +84,7 @@ class NetworkPrior(Prior):
             raise InputTypeError(f"schedule must be a Schedule, not {type(schedule).__name__}")
         if range is not None and not range[0] < range[1]:
             raise InputError(f"range must be (low, high), got {range}")
-        if rows is not None and rows < 1:
-            raise InputError(f"rows must be at least 1, got {rows}")
+        check_rows(rows)
         if not 0 < sigma_data < math.inf:
             raise InputError(f"sigma_data must be positive, got {sigma_data}")
         self.module = module.eval().requires_grad_(False)

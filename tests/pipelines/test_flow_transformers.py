@@ -363,6 +363,8 @@ def test_sizes(sd3: StableDiffusion3Pipeline, dev: FluxPipeline) -> None:
     free = posterior.prior_from_pipeline(dev)
     assert free.default_shape == (4, 128, 128)
     free.check_event((4, 8, 222))
+    with pytest.raises(InputError, match="7x8: take 6x8 or 8x8"):
+        free.vjp(torch.zeros(1, 4, 7, 8), 0.5)
     with pytest.raises(InputError, match="1x8: take 2x8 or 2x8"):
         free.check_event((4, 1, 8))
 

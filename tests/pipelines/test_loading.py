@@ -15,17 +15,19 @@ from diffusers import (
     DDIMScheduler,
     DDPMPipeline,
     DDPMScheduler,
+    DiffusionPipeline,
     EDMEulerScheduler,
     EulerDiscreteScheduler,
     ScoreSdeVePipeline,
     ScoreSdeVeScheduler,
 )
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 from pipeline_helpers import ours, pixel_unet, sd_scheduler, stable_diffusion, start
 from torch import Tensor, nn
 
 import posterior
 from posterior import grids, guidance, operators, priors
-from posterior.errors import CapabilityError, FileProblem, InputError
+from posterior.errors import CapabilityError, FileProblem, InputError, InputTypeError
 from posterior.estimates import Estimate
 from posterior.guidance.base import Guidance
 from posterior.priors.pipelines.schedule import LinearDiscrete, read
@@ -126,17 +128,51 @@ def test_wrong_families(pixel_folder: Path, tmp_path: Path) -> None:
 def test_names(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a network a hub name says so; a word without a slash is a name of ours."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
-    with pytest.raises(FileProblem, match=r"google/ddpm-cat-256 is no folder here.*the network"):
+    with pytest.raises(FileProblem, match=r"google/ddpm-cat-256 is no folder here.*be reached"):
         posterior.load_prior("google/ddpm-cat-256")
+    for name in ("ffhq_10m.pt", "models/ffhq_10m.pt", "./models", "../a/b", Path("models")):
+        with pytest.raises(FileProblem, match=rf"there is no file.* {name}$"):
+            posterior.load_prior(name)
+    with pytest.raises(InputError, match="unknown prior ''"):
+        posterior.load_prior("")
     with pytest.raises(InputError, match="did you mean 'photo'"):
         posterior.load_prior("foto")
     with pytest.raises(InputError, match="no such option"):
         posterior.load_prior("photo", dtype=torch.float64)
 
 
-def test_half_precision_on_a_cpu(pixel_folder: Path) -> None:
+@pytest.mark.parametrize("unreached", [True, False])
+def test_the_hub_is_not_blamed_for_the_network(
+    monkeypatch: pytest.MonkeyPatch, unreached: bool
+) -> None:
+    """Diffusers says "no such file" in both cases; the error that it caught tells them apart."""
+
+    def load_config(name: str) -> dict[str, Any]:
+        try:
+            if unreached:
+                raise LocalEntryNotFoundError("not found") from OSError("no route to host")
+            raise EntryNotFoundError("404")
+        except EntryNotFoundError:
+            raise OSError(f"{name} does not appear to have a file") from None
+
+    monkeypatch.setattr(DiffusionPipeline, "load_config", load_config)
+    message = "cannot be reached.*no route to host" if unreached else "the hub does not give it"
+    with pytest.raises(FileProblem, match=message):
+        posterior.load_prior("google/ddpm-cat-256")
+
+
+def test_wrong_options(pixel_folder: Path) -> None:
     with pytest.raises(CapabilityError, match="float16 on a CPU"):
         posterior.load_prior(pixel_folder, dtype=torch.float16)
+    for dtype in ("float16", torch.int8):
+        with pytest.raises(InputError, match="floating point dtype of torch"):
+            posterior.load_prior(pixel_folder, dtype=dtype)
+    for name in ("photo", pixel_folder):
+        with pytest.raises(InputError, match="rows must be at least 1"):
+            posterior.load_prior(name, rows=0)
+        for wrong in ("4", 1.5, True):
+            with pytest.raises(InputTypeError, match="rows must be a whole number"):
+                posterior.load_prior(name, rows=wrong)
 
 
 def test_a_pipeline_moves_with_all_its_parts() -> None:

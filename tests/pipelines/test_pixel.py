@@ -239,6 +239,8 @@ def test_bad_input(unet: UNet2DModel) -> None:
         prior.given("a cat")
     with pytest.raises(InputError, match="crop to 8x8 or pad to 10x8"):
         posterior.sample(prior, shape=(3, 9, 8), steps=1)
+    with pytest.raises(InputError, match="crop to 8x8 or pad to 10x8"):
+        prior(torch.zeros(1, 3, 9, 8), 0.5)
     with pytest.raises(InputError, match=r"images \(3, H, W\)"):
         posterior.sample(prior, shape=(1, 8, 8), steps=1)
     with pytest.raises(InputError, match="cannot make 2000 steps"):

@@ -19,6 +19,7 @@ from diffusers import (
     LCMScheduler,
     PNDMScheduler,
     StableDiffusionPipeline,
+    StableDiffusionXLImg2ImgPipeline,
     UniPCMultistepScheduler,
 )
 from pipeline_helpers import (
@@ -321,6 +322,10 @@ def test_bad_input(sd: StableDiffusionPipeline) -> None:
         posterior.prior_from_pipeline(sd)
     with pytest.raises(CapabilityError, match="inpainting"):
         posterior.prior_from_pipeline(stable_diffusion(in_channels=9))
+    parts = stable_diffusion_xl().components
+    refiner = StableDiffusionXLImg2ImgPipeline(**parts, requires_aesthetics_score=True)
+    with pytest.raises(CapabilityError, match="refiner"):
+        posterior.prior_from_pipeline(refiner)
     half = stable_diffusion().to(torch.float16)
     with pytest.raises(CapabilityError, match="float16 on a CPU"):
         posterior.prior_from_pipeline(half)

@@ -480,6 +480,8 @@ def test_files_that_are_refused(tmp_path: Path) -> None:
     for thing, message in [
         ({"other.weight": torch.zeros(1)}, "neither an ADM nor an EDM.*other.weight"),
         ({"down_blocks.0.weight": torch.zeros(1)}, "load the folder"),
+        ({"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(1)}, "from_single_file"),
+        ({"unet.down_blocks.0.lora_A.weight": torch.zeros(1)}, "load_lora_weights"),
         ([torch.zeros(1)], "holds a list"),
         ({"step": 3, "optimizer": {}}, "a dict of step, optimizer"),
     ]:

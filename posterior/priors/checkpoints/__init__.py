@@ -10,7 +10,7 @@ Nothing in a file is executed: safetensors, or state dicts of tensors (`weights_
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 
 import torch
@@ -53,8 +53,6 @@ def load_checkpoint(
     if config is not None and not isinstance(config, Mapping):
         raise InputTypeError(f"config is a dict of settings, not {type(config).__name__}")
     kind = torch.float32 if dtype is None else dtype
-    if not isinstance(kind, torch.dtype) or not kind.is_floating_point:
-        raise InputError(f"dtype is a floating point dtype of torch, not {dtype}")
     target = as_device(device)
     check_precision(kind, target)
     place = os.fspath(path)
@@ -66,24 +64,39 @@ def load_checkpoint(
         if given := [key for key, value in options.items() if value is not None]:
             raise InputError(f"{', '.join(given)}: a photo prior has no such option")
         return PhotoPrior.load(place, device=target, rows=rows, low_memory=low_memory)
+    _refuse_other_models(tensors, place)
     said = {**header, **(config or {})}
     for family in (adm, edm):
         named = beside(tensors, family.ANCHOR)
         if named is not None:
             placed = {name: value.to(target) for name, value in named.items()}
-            block = rows or default_rows(target)
+            block = default_rows(target) if rows is None else rows
             prior = family.load(placed, said, place, dtype=kind, rows=block, low_memory=low_memory)
             prior.one_batch = False if low_memory else None
             return prior
-    hint = (
-        ", but that of a diffusers model: load the folder that it is from"
-        if any("down_blocks." in name for name in tensors)
-        else ""
-    )
     raise FileProblem(
-        f"{place} is neither an ADM nor an EDM network (no {adm.ANCHOR}, no {edm.ANCHOR}){hint}; it"
+        f"{place} is neither an ADM nor an EDM network (no {adm.ANCHOR}, no {edm.ANCHOR}); it"
         f" holds {len(tensors)} tensors: {few(tensors)}"
     )
+
+
+_OTHER_MODELS = {  # parts of names -> what has them, and what to do; the first that fits
+    ("lora_", ".lora."): "an adapter: load its model as a pipeline, pipe.load_lora_weights(file),"
+    " then posterior.prior_from_pipeline(pipe)",
+    ("model.diffusion_model.", "first_stage_model.", "double_blocks.", "joint_blocks."): "a whole"
+    " Stable Diffusion or FLUX model in one file: read it with diffusers,"
+    " pipe = StableDiffusionPipeline.from_single_file(file) or that of its family, then"
+    " posterior.prior_from_pipeline(pipe)",
+    ("down_blocks.", "transformer_blocks."): "a part of a diffusers pipeline: load the folder that"
+    " it is from",
+}
+
+
+def _refuse_other_models(tensors: Collection[str], place: str) -> None:
+    """Say what to do with files that people have, but that do not hold a network of ours."""
+    for parts, what in _OTHER_MODELS.items():
+        if any(part in name for name in tensors for part in parts):
+            raise FileProblem(f"{place} holds {what}")
 
 
 def _is_photo(header: Mapping[str, object]) -> bool:

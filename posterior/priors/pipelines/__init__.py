@@ -42,7 +42,7 @@ _FLUX = "FluxPipeline", "FluxImg2ImgPipeline"
 _DIT = ("DiTPipeline",)
 FAMILIES = (*_PIXEL, *_STABLE_DIFFUSION, *_XL, *_SD3, *_FLUX, *_DIT)
 _IGNORED = "safety_checker", "feature_extractor", "image_encoder"
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+", re.ASCII)
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*", re.ASCII)
 
 
 def prior_from_pipeline(
@@ -177,7 +177,7 @@ def load_pipeline_prior(
 
 def is_pipeline_name(name: str | os.PathLike[str]) -> bool:
     """Whether this names a folder, or has the form of a hub name."""
-    if Path(name).is_dir():
+    if os.fspath(name) and Path(name).is_dir():
         return True
     return isinstance(name, str) and _HUB_NAME.fullmatch(name) is not None
 
@@ -210,9 +210,15 @@ def _index(source: str | os.PathLike[str], diffusers: Any) -> dict[str, Any]:
     try:
         return dict(diffusers.DiffusionPipeline.load_config(os.fspath(source)))
     except Exception as error:
+        offline = _offline(error)
+        why = (
+            f"is not in the cache of the hub, which cannot be reached ({offline}): check the"
+            if offline
+            else f"the hub does not give it ({_first_line(error)}): check the name and the"
+        )
         raise FileProblem(
-            f"{source} is no folder here, and the hub does not give it ({_first_line(error)}):"
-            " check the name and the network, or download the folder and give its path"
+            f"{source} is no folder here, and {why} network, or download the folder elsewhere and"
+            " give its path"
         ) from None
 
 
@@ -239,6 +245,19 @@ def _unknown_family(name: str) -> PosteriorError:
     return CapabilityError(
         f"{name} is not a family that can be a prior ({unknown_name('pipeline', name, FAMILIES)})"
     )
+
+
+def _offline(error: BaseException) -> str:
+    """Why the hub could not be asked, "" where it was; diffusers reports a missing file instead."""
+    from huggingface_hub.errors import LocalEntryNotFoundError, OfflineModeIsEnabled
+
+    cause: BaseException | None = error
+    unreached = False
+    while cause is not None:
+        error = cause
+        unreached |= isinstance(cause, (LocalEntryNotFoundError, OfflineModeIsEnabled))
+        cause = cause.__cause__ or cause.__context__
+    return _first_line(error) if unreached else ""
 
 
 def _first_line(error: BaseException) -> str:

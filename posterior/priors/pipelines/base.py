@@ -49,7 +49,7 @@ class PipelinePrior(ConditionedPrior):
             module,
             reading.parametrisation,
             reading.schedule,
-            rows=rows or default_rows(device),
+            rows=default_rows(device) if rows is None else rows,
             time=reading.time,
             low_memory=low_memory,
             sigma_data=reading.sigma_data,
@@ -108,8 +108,10 @@ def check_label(condition: object, classes: int) -> int:
     return condition
 
 
-def check_precision(dtype: torch.dtype, device: torch.device) -> None:
-    """Refuse half precision where it is not computed in earnest."""
+def check_precision(dtype: object, device: torch.device) -> None:
+    """Refuse what weights cannot be, and half precision where it is not computed in earnest."""
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise InputError(f"dtype is a floating point dtype of torch, not {dtype!r}")
     if dtype == torch.float16 and device.type == "cpu":
         raise CapabilityError(
             "float16 on a CPU is slow and lacks operations: load with dtype=torch.float32 (or"

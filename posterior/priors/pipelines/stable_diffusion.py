@@ -70,7 +70,8 @@ class StableDiffusionPrior(PipelinePrior):
             return ""
         if not isinstance(condition, str):
             raise InputTypeError(
-                f"{type(self._pipe).__name__} takes prompts or their embeddings, not {condition!r}"
+                f"{type(self._pipe).__name__} takes prompts or their embeddings, not"
+                f" {type(condition).__name__}"
             )
         return condition
 
@@ -108,6 +109,14 @@ class SDXLPrior(StableDiffusionPrior):
     Conditions are prompts or `{"prompt_embeds": (M, L, D), "pooled_prompt_embeds": (M, P)}`. As at
     home, the network is told that the image was neither scaled nor cropped.
     """
+
+    def __init__(self, pipe: Any, *, rows: int | None = None, low_memory: bool = False) -> None:
+        if pipe.config.get("requires_aesthetics_score"):
+            raise CapabilityError(
+                "a refiner is told a score of the image's beauty, which is not supported: take the"
+                " base model"
+            )
+        super().__init__(pipe, rows=rows, low_memory=low_memory)
 
     def encode(self, condition: object) -> Inputs:
         """The embeddings of a prompt by both encoders, and the pooled one of the second."""
