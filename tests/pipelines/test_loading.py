@@ -11,6 +11,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -117,7 +119,7 @@ def test_wrong_families(pixel_folder: Path, tmp_path: Path) -> None:
     index = json.loads((folder / "model_index.json").read_text())
     for name in (
         "StableDiffusionUpscalePipeline",
-        "ConsistencyModelPipeline",
+        "VersatileDiffusionPipeline",
         ["code", "MyPipeline"],
     ):
         (folder / "model_index.json").write_text(json.dumps({**index, "_class_name": name}))
@@ -251,12 +253,13 @@ class Dressed(nn.Module):
             x, t = 2 * x - 1, schedule.time_of_ratio(2 * time)
             return (2 * self._estimate(x, t).score,)
         if kind == "edm":
-            r = (4 * time).exp()
-            s = self.reading.sigma_data
+            r = (4 * time if self.reading.time is None else time / 250).exp()
+            s, b = self.reading.sigma_data, self.reading.boundary
             total = (r**2 + s**2).view(-1, 1, 1, 1)
             x = x * total.sqrt()
             x0 = self._estimate(x, schedule.time_of_ratio(r)).x0
-            out = (x0 - s**2 / total * x) / (r.view(-1, 1, 1, 1) * s / total.sqrt())
+            r = r.view(-1, 1, 1, 1)
+            out = (x0 - s**2 / ((r - b) ** 2 + s**2) * x) / ((r - b) * s / total.sqrt())
             return (-out if self.reading.negated else out,)
         t = (time + 1) / len(schedule)  # type: ignore[arg-type]
         return (getattr(self._estimate(x, t), kind),)
@@ -280,6 +283,7 @@ DRESSES = {
     "euler": (DDPMPipeline, sd_scheduler(EulerDiscreteScheduler)),
     "edm": (DDPMPipeline, EDMEulerScheduler()),
     "edm, v": (DDPMPipeline, EDMEulerScheduler(prediction_type="v_prediction", sigma_data=1.0)),
+    "consistency": (ConsistencyModelPipeline, CMStochasticIterativeScheduler()),
     "score": (ScoreSdeVePipeline, ScoreSdeVeScheduler(sigma_max=100.0)),
 }
 

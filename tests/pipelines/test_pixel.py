@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from diffusers import (
+    CMStochasticIterativeScheduler,
+    ConsistencyModelPipeline,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -183,6 +185,33 @@ def test_edm_scheduler(unet: UNet2DModel, kind: str, law: str) -> None:
         draw = ours(prior, 6).draws[0]
     same_path(home, here)
     assert float((draw - x).abs().max()) < 1e-4 * float(x.abs().max())
+
+
+@pytest.mark.parametrize("config", [{}, {"clip_denoised": False, "s_noise": 1.01}], ids=str)
+@pytest.mark.parametrize("steps", [1, 2, 5])
+def test_consistency_path_by_path(unet: UNet2DModel, config: dict[str, Any], steps: int) -> None:
+    pipe = quiet(ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(**config)))
+    prior = posterior.prior_from_pipeline(pipe)
+    assert prior.home().default_steps == 1
+    modules = [
+        "pipelines.consistency_models.pipeline_consistency_models",
+        "schedulers.scheduling_consistency_models",
+    ]
+    with seen_by(pipe.unet) as home, drawing(numbers(["move"], steps), *modules):
+        image = pipe(num_inference_steps=steps, output_type="pt").images
+    with seen_by(prior.module) as here:
+        draw = ours(prior, steps).draws[0]
+    same_path(home, here)
+    assert float(((draw / 2 + 0.5).clamp(0, 1) - image).abs().max()) < 1e-4
+    with pytest.raises(InputError, match="cannot make 41 steps"):
+        ours(prior, 41)
+
+
+def test_a_consistency_model_keeps_x_at_its_smallest_sigma(unet: UNet2DModel) -> None:
+    pipe = ConsistencyModelPipeline(unet, CMStochasticIterativeScheduler(sigma_min=0.01))
+    prior, x = posterior.prior_from_pipeline(pipe), start(EVENT)
+    assert torch.allclose(prior(x, prior.schedule.time_of_ratio(0.01)).x0, x, atol=1e-6)
+    assert not torch.allclose(prior(x, prior.schedule.time_of_ratio(0.1)).x0, x, atol=1e-3)
 
 
 def test_euler_scheduler_of_a_pixel_model(unet: UNet2DModel) -> None:

@@ -29,7 +29,13 @@ if TYPE_CHECKING:
 
     from posterior.priors.pipelines.base import PipelinePrior
 
-_PIXEL = "DDPMPipeline", "DDIMPipeline", "ScoreSdeVePipeline", "KarrasVePipeline"
+_PIXEL = (
+    "DDPMPipeline",
+    "DDIMPipeline",
+    "ScoreSdeVePipeline",
+    "KarrasVePipeline",
+    "ConsistencyModelPipeline",
+)
 _STABLE_DIFFUSION = (
     "StableDiffusionPipeline",
     "StableDiffusionImg2ImgPipeline",
@@ -55,9 +61,9 @@ def prior_from_pipeline(
     `enable_model_cpu_offload`, cannot be copied and are used themselves.)
 
     Args:
-        pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), latent consistency,
-            FLUX.1 or DiT pipeline; LoRA and other adapters that are active stay active, the
-            schedule and the parametrisation are those of its scheduler.
+        pipe: a DDPM, DDIM, score-SDE-VE, Stable Diffusion (1.x, 2.x, XL, 3.x), consistency, latent
+            consistency, FLUX.1 or DiT pipeline; LoRA and other adapters that are active stay
+            active, the schedule and the parametrisation are those of its scheduler.
         rows: the fixed batch of one evaluation; default: 1 on a CPU, 4 on a GPU.
         low_memory: spend time instead of memory where there is a choice: guidance in two passes,
             activations computed again for a gradient, the autoencoder in tiles.

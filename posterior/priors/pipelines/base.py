@@ -10,9 +10,11 @@ from torch import Tensor
 
 from posterior.devices import as_device, default_rows
 from posterior.errors import CapabilityError, InputError, InputTypeError
+from posterior.estimates import Denoised
 from posterior.priors.conditioning import ConditionedPrior
 from posterior.priors.pipelines.home import Home, home_of
 from posterior.priors.pipelines.schedule import Reading, read
+from posterior.rows import expand
 from posterior.schedules import Level
 
 
@@ -67,6 +69,27 @@ class PipelinePrior(ConditionedPrior):
         self._pipe.to(target)
         super().to(target)
         return self
+
+    def _read(self, output: Tensor, x_t: Tensor, t: float | Tensor) -> Denoised:
+        """What an output says about x0; of a consistency model (Song et al. 2023, appendix C)
+
+            c_skip x + c_out F
+            c_skip = s^2 / ((r - b)^2 + s^2),  c_out = (r - b) s / sqrt(r^2 + s^2)
+
+        with r = sigma, s = `sigma_data` and b the boundary, where alpha = 1.
+        """
+        b, s = self.reading.boundary, self.sigma_data
+        if not b:
+            return super()._read(output, x_t, t)
+        r = torch.as_tensor(self.schedule(t)[1], dtype=torch.float64)
+        skip, out = s**2 / ((r - b) ** 2 + s**2), (r - b) * s / torch.sqrt(r**2 + s**2)
+        return Denoised(expand(skip.to(x_t), x_t) * x_t + expand(out.to(x_t), x_t) * output)
+
+    def state(self) -> object:
+        """What defines the prior."""
+        told = super().state()
+        assert isinstance(told, dict)
+        return {**told, "boundary": self.reading.boundary} if self.reading.boundary else told
 
     def _encoders(self) -> tuple[object, ...]:
         """The weights of the text encoders, and how often each was written to."""

@@ -13,6 +13,7 @@ earlier outputs (PNDM, DPM-Solver++, UniPC, ...) have no counterpart here and ar
     Euler, Heun      transitions.Euler and Heun: the same flow in sigma / alpha
     Euler ancestral  transitions.DDPM
     LCM              the consistency function, then new noise (Luo et al. 2023, algorithm 3)
+    consistency      the consistency function, then new noise (Song et al. 2023, algorithm 1)
     flow Euler       transitions.Euler, the same step in sigma; stochastic: x0, then new noise
     SDE-VE           Langevin corrections, then the large variance (Song et al. 2021, algorithm 4)
 """
@@ -227,6 +228,31 @@ class HomeLCM(Home):
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
+class HomeConsistency(Home):
+    """Multistep consistency sampling of images: x0, then noise of sqrt(sigma^2 - sigma_min^2)."""
+
+    transition: Transition = Anew
+    default_steps: int = 1
+
+    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The levels of the scheduler's sigmas."""
+        sigmas = new_scheduler(self.scheduler, self.config, steps).sigmas[:-1]
+        low, high = schedule.ratio_range
+        return [*(schedule.level_of_ratio(_within(float(r), low, high)) for r in sigmas), CLEAN]
+
+    def _start(self, level: Level) -> float:
+        return level.sigma
+
+    def _target(self, step: Step, schedule: Schedule) -> Level:
+        square = max(step.s.sigma**2 - self.config["sigma_min"] ** 2, 0)
+        return step.s._replace(sigma=self.config["s_noise"] * math.sqrt(square))
+
+    def _adjusted(self, estimate: Estimate, step: Step) -> Estimate:
+        clip = self.config["clip_denoised"]
+        return estimate.with_x0(estimate.x0.clamp(-1, 1)) if clip else estimate
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
 class HomeSDEVE(Home):
     """Predictor-corrector sampling of a score-SDE model of variance-exploding noise.
 
@@ -348,6 +374,7 @@ _KINDS: dict[str, type[Home]] = {
     "EDMEulerScheduler": HomeEDM,
     "FlowMatchEulerDiscreteScheduler": HomeFlow,
     "LCMScheduler": HomeLCM,
+    "CMStochasticIterativeScheduler": HomeConsistency,
     "ScoreSdeVeScheduler": HomeSDEVE,
 }
 _RULES: dict[str, Transition] = {

@@ -1,4 +1,4 @@
-"""Unconditional and class-conditional pixel models: DDPM, DDIM, score-SDE-VE, EDM."""
+"""Unconditional and class-conditional pixel models: DDPM, DDIM, score-SDE-VE, EDM, consistency."""
 
 from __future__ import annotations
 

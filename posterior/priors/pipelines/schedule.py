@@ -22,6 +22,7 @@ from posterior.schedules import EDM, VE, Discrete, RectifiedFlow, Schedule
 _TABLE: dict[str, Output] = {"epsilon": "eps", "v_prediction": "v", "sample": "x0"}
 _UNIT_RANGE = ("ScoreSdeVeScheduler", "KarrasVeScheduler")
 _EDM = ("EDMEulerScheduler", "EDMDPMSolverMultistepScheduler")
+_CONSISTENCY = "CMStochasticIterativeScheduler"
 _FLOW = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
 # these visit times between table entries and interpolate sigma / alpha there
 _BETWEEN = (
@@ -66,6 +67,7 @@ class Reading:
         sigma_data: standard deviation of the data, for "edm".
         negated: the network answers with the opposite sign.
         unit_range: the network sees and scores images u = (x + 1) / 2 in [0, 1].
+        boundary: the sigma at which a consistency model answers with x itself.
     """
 
     schedule: Schedule
@@ -74,6 +76,7 @@ class Reading:
     sigma_data: float = 0.5
     negated: bool = False
     unit_range: bool = False
+    boundary: float = 0.0
 
 
 def read(scheduler: Any) -> Reading:
@@ -91,6 +94,8 @@ def read(scheduler: Any) -> Reading:
         return _unit_range(config)
     if name in _EDM:
         return _edm(config)
+    if name == _CONSISTENCY:
+        return _consistency(config)
     if name in _FLOW:
         return _flow(config)
     if not isinstance(getattr(scheduler, "alphas_cumprod", None), Tensor):
@@ -121,6 +126,29 @@ def _edm(config: Mapping[str, Any]) -> Reading:
         sigma_data=config["sigma_data"],
         negated=config["prediction_type"] == "v_prediction",
     )
+
+
+def _consistency(config: Mapping[str, Any]) -> Reading:
+    """The network of EDM, up to its time and to what it answers at the smallest sigma."""
+    schedule = EDM(config["sigma_min"], config["sigma_max"], config["rho"])
+    return Reading(
+        schedule,
+        "edm",
+        time=LogSigma(schedule),
+        sigma_data=config["sigma_data"],
+        boundary=config["sigma_min"],
+    )
+
+
+@dataclass(frozen=True)
+class LogSigma:
+    """The time of a consistency model, 250 ln sigma."""
+
+    schedule: Schedule
+
+    def __call__(self, t: Tensor) -> Tensor:
+        """t (B,) -> 250 ln sigma (B,)."""
+        return 250 * torch.log(self.schedule(t)[1])
 
 
 def _unit_range(config: Mapping[str, Any]) -> Reading:
