@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,7 +156,7 @@ def test_score_sde_path_by_path(corrections: int) -> None:
     assert float((unit - torch.as_tensor(image)).abs().max()) < 1e-3
 
 
-def test_karras_ve_is_read_like_its_pipeline_reads_it() -> None:
+def test_karras_ve_is_read_like_its_pipeline_reads_it(tmp_path: Path) -> None:
     """Its x0 is x + sigma^2 / 2 net((x + 1) / 2, sigma / 2); its own sampler is refused."""
     pipe = KarrasVePipeline(ncsn(), KarrasVeScheduler(sigma_min=0.01, sigma_max=50.0))
     prior = posterior.prior_from_pipeline(pipe)
@@ -167,6 +168,10 @@ def test_karras_ve_is_read_like_its_pipeline_reads_it() -> None:
     assert torch.allclose(prior(x, level.t).x0, x + 4.5 * score, atol=1e-5)
     with pytest.raises(CapabilityError, match="KarrasVeScheduler are not reproduced"):
         prior.home()
+    pipe.save_pretrained(tmp_path)
+    again = posterior.load_prior(tmp_path)
+    assert again.schedule == prior.schedule
+    assert torch.allclose(again(x, level.t).x0, prior(x, level.t).x0, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])

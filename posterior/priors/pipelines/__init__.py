@@ -163,6 +163,11 @@ def load_pipeline_prior(
     try:
         with warnings.catch_warnings():  # of the two names of dtype, torch_dtype is in all versions
             warnings.simplefilter("ignore", FutureWarning)
+            if index.get("scheduler") == ["deprecated", "KarrasVeScheduler"]:
+                # diffusers writes the name of that module, and then does not find it there
+                kind = diffusers.KarrasVeScheduler
+                config = kind.load_config(os.fspath(source), subfolder="scheduler")
+                skipped["scheduler"] = kind.from_config(config)
             pipe = diffusers.DiffusionPipeline.from_pretrained(
                 os.fspath(source),
                 torch_dtype=dtype,
