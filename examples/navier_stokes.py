@@ -9,7 +9,8 @@ only needs to run the solver, stands beside the two baselines of benchmarks/ense
     EnKG       128 particles through the sampler
     ES-MDA     128 particles, as many rounds as EnKG corrects
     pCN        16 Markov chains with as many solves as EnKG
-    pCN, long  the same chains, ten times as many solves: the reference, if its R-hat is near 1
+    reference  pCN about the flow's tangent at the most probable vorticity, which takes the flow's
+               gradient, and ten times as many solves; good if its R-hat is near 1
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ from posterior.streams import key_of, normal
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks"))
 
-from ensemble_baselines import Score, es_mda, pcn, score
+from ensemble_baselines import Score, Tangent, es_mda, most_probable, pcn, score
 
 SIZE, SPREAD, NOISE = 32, 0.15, 0.2  # of x = vorticity / 10; of y, which is vorticity
 CHAINS, LONGER = 16, 10
@@ -130,7 +131,7 @@ def together(flow: Operator) -> Callable[[Tensor], Tensor]:
 def compare(
     particles: int = 128, steps: int = 20, longer: int = LONGER, seed: int = 0
 ) -> Comparison:
-    """Simulate, and run the methods at equal numbers of solves, and pCN at `longer` times more."""
+    """Simulate, and run the methods at equal numbers of solves, the reference at `longer` times."""
     prior = vorticity()
     flow = operators.NavierStokes(viscosity=1 / 50, forcing=-1.0, subsample=4, speed=1.5)
     forward = together(flow)
@@ -161,9 +162,9 @@ def compare(
         )
         return found[0].draws[:, 0], solves, ""
 
-    def chains(total: int) -> tuple[Tensor, int, str]:
+    def chains(total: int, about: Tangent | None = None) -> tuple[Tensor, int, str]:
         length = total // CHAINS
-        run = pcn(prior, forward, seen, NOISE, CHAINS, length, seed)
+        run = pcn(prior, forward, seen, NOISE, CHAINS, length, seed, about)
         kept = run.draws[:: max(1, len(run.draws) // 64)].flatten(0, 1)
         note = f"R-hat {run.r_hat:.2f}, beta {run.beta:.3f}, {run.accepted:.0%} accepted"
         return kept, length * CHAINS, note
@@ -178,7 +179,10 @@ def compare(
         ),
     )
     timed("pCN", lambda: chains(solves))
-    timed("pCN, long", lambda: chains(longer * solves))
+    timed(
+        "reference",
+        lambda: chains(longer * solves, most_probable(prior, forward, seen, NOISE)),
+    )
     return Comparison(x, y, results, found[0])
 
 

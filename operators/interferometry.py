@@ -25,7 +25,8 @@ of triangles and of quadrangles, from which all its closures follow: with M stat
 
     sigma = (SEFD_1 SEFD_2)^1/2 / (0.88 (2 bandwidth integration)^1/2)
 
-is the thermal noise of V per real component, in Jy; `closure_std` propagates it. Of an image in
+is the thermal noise of V per real component, in Jy, of one correlation product (Stokes I, the mean
+of two, has 1 / sqrt(2) of it); `closure_std` propagates it. Of an image in
 [-1, 1] the closures and the flux take I = peak (x + 1) / 2 (`low` = -1). V is linear in x as it is:
 V of I belongs to V_x = 2 V / peak - V_1, with noise 2 sigma / peak, V_1 that of an image of ones.
 

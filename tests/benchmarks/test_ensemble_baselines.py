@@ -14,7 +14,7 @@ from posterior.streams import normal
 
 with pytest.MonkeyPatch.context() as path:
     path.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
-    from ensemble_baselines import es_mda, pcn, score
+    from ensemble_baselines import es_mda, most_probable, pcn, score, tangent
 
 STD = 0.5
 MATRIX = normal(1, "matrix", torch.zeros(3, 4, dtype=torch.float64))
@@ -53,6 +53,47 @@ def test_pcn_reproduces_the_posterior() -> None:
     assert covariance < 5 * math.sqrt(2 / 400)
     assert chains.r_hat < 1.2
     assert 0.1 < chains.accepted < 0.5
+
+
+def curved(x: Tensor) -> Tensor:
+    """Two outputs that bend."""
+    return torch.stack([x[:, 0].sin() + x[:, 1] ** 2, x[:, 2] * x[:, 3]], 1)
+
+
+def test_a_tangent_agrees_to_first_order() -> None:
+    """What it leaves over is of second order: a quarter at half the distance."""
+    point, along = PRIOR.mean, normal(2, "along", PRIOR.mean)
+    line = tangent(curved, point, 2)
+    errors = []
+    for h in (1e-2, 5e-3):
+        x = (point + h * along)[None]
+        errors.append(float((line(x) - curved(x)).norm()))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.05)
+
+
+def test_pcn_about_a_linear_model_draws_from_the_posterior_at_once() -> None:
+    about = most_probable(PRIOR, forward, Y, STD)
+    torch.testing.assert_close(about.posterior(PRIOR, Y, STD).mean, EXACT.mean)
+    chains = pcn(PRIOR, forward, Y, STD, chains=400, steps=60, seed=0, about=about)
+    assert chains.accepted == pytest.approx(1)
+    mean, covariance = off(chains.draws[-1])
+    assert mean < 5 / math.sqrt(400)
+    assert covariance < 5 * math.sqrt(2 / 400)
+
+
+def test_pcn_has_one_law_about_prior_and_tangent() -> None:
+    """400 chains each: the means differ by five standard errors of the difference at most.
+
+    The tangent is at the mean of the prior, not where the posterior is: the law does not see it.
+    """
+    y = torch.tensor([0.5, 0.3], dtype=torch.float64)
+    about = tangent(curved, PRIOR.mean, 2)
+    one = pcn(PRIOR, curved, y, 1.0, chains=400, steps=400, seed=0)
+    other = pcn(PRIOR, curved, y, 1.0, chains=400, steps=400, seed=1, about=about)
+    a, b = one.draws.flatten(0, 1), other.draws.flatten(0, 1)
+    std = b.std(0)
+    assert float(((a.mean(0) - b.mean(0)) / std).abs().max()) < 5 * math.sqrt(2 / 400)
+    assert float((a.std(0) / std - 1).abs().max()) < 5 * math.sqrt(2 / 800)
 
 
 def test_pcn_without_data_keeps_the_prior() -> None:

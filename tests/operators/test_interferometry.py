@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import cmath
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from operator_battery import normal
@@ -209,6 +211,78 @@ def test_thermal_noise_gives_chi_squared_of_one() -> None:
     assert int(keep.sum()) > 10
     chi2 = vlbi.chi2_log_closure_amplitudes(model, data, c_std[:, keep])
     assert abs(float(chi2.mean()) - 1) < 0.1
+
+
+def test_eht_imaging() -> None:
+    """The field's own library: transform, coverage, noise, closure phases and amplitudes."""
+    ehtim = pytest.importorskip("ehtim", reason="eht-imaging is not installed: extra [vlbi]")
+    from ehtim.observing.obs_helpers import ftmatrix
+    from ehtim.observing.pulses import trianglePulse2D
+
+    x = normal((1, 1, 11, 14))
+    uv = torch.stack([OBS.u, OBS.v], -1).numpy()
+    matrix = torch.from_numpy(
+        ftmatrix(160 * vlbi.MICROARCSECOND / 14, 14, 11, uv, pulse=trianglePulse2D)
+    )
+    ours = Visibilities(OBS, 160.0)(x)[0]
+    assert float((matrix @ (x.flatten() + 0j) - ours).abs().max() / ours.abs().max()) < 1e-12
+
+    table = np.array(
+        [(s.name, *s.position, s.sefd, s.sefd, *[0] * 5) for s in vlbi.EHT_2017],
+        dtype=ehtim.const_def.DTARR,
+    )
+    ra, dec = vlbi.M87[0] / 15, vlbi.M87[1]  # hours, degrees
+    scans = {"tint": 60, "tadv": 5400, "tstart": 0.75, "tstop": 8.26, "mjd": 57854}
+    theirs = ehtim.array.Array(table).obsdata(
+        ra, dec, 229.1e9, 1.875e9, **scans, timetype="UTC", elevmin=15, elevmax=90
+    )
+    vis = Visibilities(OBS, 160.0)(image())[0]
+    hours = torch.linspace(0.75, 8.25, 6)
+    name = OBS.names
+    place = {}
+    for m in range(len(OBS)):
+        when, one, two = (
+            round(float(hours[OBS.scan[m]]), 2),
+            name[OBS.first[m]],
+            name[OBS.second[m]],
+        )
+        place[when, one, two], place[when, two, one] = (m, 1), (m, -1)
+    assert len(theirs.data) == len(OBS)
+    for row in theirs.data:
+        m, sign = place[round(float(row["time"]), 2), row["t1"], row["t2"]]
+        u, v = sign * float(OBS.u[m]), sign * float(OBS.v[m])
+        assert math.hypot(row["u"] - u, row["v"] - v) < 1e-3 * math.hypot(u, v)
+        # theirs is of Stokes I, the mean of two correlation products
+        assert row["sigma"] * math.sqrt(2) == pytest.approx(float(OBS.std[m]), rel=1e-9)
+        row["vis"] = complex(vis[m]) if sign > 0 else complex(vis[m]).conjugate()
+
+    phases = {}
+    for row in theirs.c_phases(count="max", ang_unit="rad"):
+        when, a, b, c = round(float(row["time"]), 2), row["t1"], row["t2"], row["t3"]
+        for order, sign in (((a, b, c), 1), ((a, c, b), -1)):
+            for turn in range(3):
+                phases[(when, *order[turn:], *order[:turn])] = sign * row["cphase"]
+    for n, psi in enumerate(vlbi.closure_phases(OBS, vis[None])[0].tolist()):
+        first, second, _ = OBS.triangles[n].tolist()
+        a, b, c = name[OBS.first[first]], name[OBS.second[first]], name[OBS.second[second]]
+        found = phases[round(float(hours[OBS.scan[first]]), 2), a, b, c]
+        assert abs(cmath.exp(1j * found) - cmath.exp(1j * psi)) < 1e-9
+
+    def pair(*items: object) -> frozenset[object]:
+        return frozenset(items)
+
+    amplitudes = {}
+    for row in theirs.c_amplitudes(ctype="logcamp", count="max", debias=False):
+        t1, t2, t3, t4 = (row[f"t{k}"] for k in range(1, 5))
+        over, under = pair(pair(t1, t2), pair(t3, t4)), pair(pair(t1, t4), pair(t2, t3))
+        when = round(float(row["time"]), 2)
+        amplitudes[when, over, under] = row["camp"]
+        amplitudes[when, under, over] = -row["camp"]
+    for n, value in enumerate(vlbi.log_closure_amplitudes(OBS, vis[None])[0].tolist()):
+        sides = [pair(name[OBS.first[m]], name[OBS.second[m]]) for m in OBS.quadrangles[n].tolist()]
+        when = round(float(hours[OBS.scan[OBS.quadrangles[n][0]]]), 2)
+        found = amplitudes[when, pair(*sides[:2]), pair(*sides[2:])]
+        assert found == pytest.approx(value, abs=1e-9)
 
 
 def test_bad_observations() -> None:
