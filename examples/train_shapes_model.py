@@ -10,8 +10,9 @@
     ... --minutes 100      stop after so long; the same command again continues
     ... --steps N          steps in all (the rate falls to zero there)
 
-Checkpoints and latents lie in --work (default ~/.cache/posterior/shapes), the pipelines in --out
-(default examples/assets/shapes), in half precision, each with its model card.
+Checkpoints and latents lie in --work (default ~/.cache/posterior/shapes); the codec and the
+pipelines in --out (default examples/assets/shapes), in half precision, each pipeline with its model
+card. The codec is there already.
 
 What it learns from is `shapes.world`: captioned scenes, drawn. The pairs (shape, colour) of
 `world.HELD_OUT` are not among them; `evaluate` asks for just those, and the checker of
@@ -129,22 +130,24 @@ def encoded(vae: Any, seeds: Any, batch: int = 32) -> Tensor:
     return torch.cat(parts).contiguous()
 
 
-def train_codec(work: Path, sizes: Sizes, steps: int, minutes: float | None, seed: int) -> None:
-    """Stage 1; at its end the codec lies in work/codec."""
+def train_codec(
+    work: Path, out: Path, sizes: Sizes, steps: int, minutes: float | None, seed: int
+) -> None:
+    """Stage 1; at its end the codec lies in out/codec."""
     torch.manual_seed(seed)
     vae = networks.codec(sizes).to(memory_format=torch.channels_last)
     run = _begun(vae, work / "codec.pt", steps, seed)
     if run.go(codec_loss, work / "codec.pt", minutes, lambda v: f"PSNR {codec_psnr(v):.2f} dB"):
         best: Any = run.averaged()
         standardise(best)
-        best.half().save_pretrained(work / "codec")
-        print(f"codec: {codec_psnr(_codec(work)):.2f} dB in half precision")
+        best.half().save_pretrained(out / "codec")
+        print(f"codec: {codec_psnr(_codec(out)):.2f} dB in half precision")
 
 
-def _codec(work: Path) -> AutoencoderKL:
-    if not (work / "codec").is_dir():
-        raise FileProblem(f"there is no {work / 'codec'} yet: run the stage 'codec' to its end")
-    return AutoencoderKL.from_pretrained(work / "codec").eval().requires_grad_(False)
+def _codec(out: Path) -> AutoencoderKL:
+    if not (out / "codec").is_dir():
+        raise FileProblem(f"there is no {out / 'codec'} yet: run the stage 'codec' to its end")
+    return AutoencoderKL.from_pretrained(out / "codec").eval().requires_grad_(False)
 
 
 def _begun(net: nn.Module, checkpoint: Path, steps: int, seed: int, rate: float = 0.02) -> Run:
@@ -158,9 +161,9 @@ def _begun(net: nn.Module, checkpoint: Path, steps: int, seed: int, rate: float 
 # Text encoder and UNet ---------------------------------------------------------------------------
 
 
-def write_latents(work: Path, count: int = SCENES, held_out: int = 256) -> None:
+def write_latents(work: Path, out: Path, count: int = SCENES, held_out: int = 256) -> None:
     """Stage 2: encode the scenes 0, 1, ..., and some for a held-out loss, once."""
-    vae = _codec(work).to(memory_format=torch.channels_last)
+    vae = _codec(out).to(memory_format=torch.channels_last)
     tensors = {
         "training": encoded(vae, range(count)).half(),
         "held_out": encoded(vae, range(TEST, TEST + held_out)).half(),
@@ -251,7 +254,7 @@ def train_model(
     if run.go(loss, work / "model.pt", minutes, score):
         best: Any = run.averaged()
         best.unet.set_default_attn_processor()
-        parts = _codec(work), best.text, networks.tokenizer(), best.unet
+        parts = _codec(out), best.text, networks.tokenizer(), best.unet
         write_pipeline(networks.pipeline(*parts), out / "stable-diffusion")
 
 
@@ -588,14 +591,17 @@ def main() -> None:
     args = parser.parse_args()
     args.work.mkdir(parents=True, exist_ok=True)
     sizes, steps = Sizes(), args.steps or stages[args.stage]
-    if args.stage == "codec":
-        train_codec(args.work, sizes, steps, args.minutes, args.seed)
-    elif args.stage == "latents":
-        write_latents(args.work, args.scenes)
+    if args.stage == "latents":
+        write_latents(args.work, args.out, args.scenes)
     elif args.stage == "evaluate":
         evaluate(args.out / args.of)
     else:
-        train = {"model": train_model, "few-steps": train_few_steps, "flow": train_flow}
+        train = {
+            "codec": train_codec,
+            "model": train_model,
+            "few-steps": train_few_steps,
+            "flow": train_flow,
+        }
         train[args.stage](args.work, args.out, sizes, steps, args.minutes, args.seed)
 
 

@@ -35,10 +35,19 @@ class Folders:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Folders:
     """Codec, latents and model, three steps each."""
     work = tmp_path_factory.mktemp("shapes")
-    script.train_codec(work, networks.TINY, steps=3, minutes=None, seed=0)
-    script.write_latents(work, count=24, held_out=8)
+    script.train_codec(work, work, networks.TINY, steps=3, minutes=None, seed=0)
+    script.write_latents(work, work, count=24, held_out=8)
     script.train_model(work, work, networks.TINY, steps=3, minutes=None, seed=0)
     return Folders(work, work / "stable-diffusion")
+
+
+def test_the_codec_of_the_assets() -> None:
+    """As accurate as its card says, up to the choice of scenes, and its latents are standard."""
+    vae = script._codec(Path(script.__file__).parent / "assets" / "shapes")
+    assert script.codec_psnr(vae, 32) > 38
+    z = script.encoded(vae, range(script.TEST, script.TEST + 32))
+    assert z.mean((0, 2, 3)).abs().max() < 0.25
+    assert (z.std((0, 2, 3)) - 1).abs().max() < 0.25
 
 
 def test_every_word_is_one_token() -> None:
@@ -229,7 +238,7 @@ def test_a_run_learns() -> None:
 
 def test_stages_out_of_order_say_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(FileProblem, match="stage 'codec'"):
-        script.write_latents(tmp_path)
+        script.write_latents(tmp_path, tmp_path)
     with pytest.raises(FileProblem, match="stage 'latents'"):
         script.train_model(tmp_path, tmp_path, networks.TINY, 1, None, 0)
     script.save_file({"training": torch.zeros(2, 4, 16, 16)}, tmp_path / "latents.safetensors")
