@@ -17,7 +17,8 @@ gets the image moved by as much.
 Then they run in turn, in one process: the figure is the median of the ratio pair by pair, with a
 95 % interval by order statistics. On one thread the clock is the process's CPU time, which other
 work on the machine stretches less than time on the wall. What is kept between calls (transfer
-functions, matrices, sampling grids) is built before, on both sides. The gradient is that of
+functions, matrices, sampling grids) is built before, and freed memory stays with the process, as in
+a run of the sampler, on both sides. The gradient is that of
 ||A(x) - y||^2 / 2 by torch's autograd on both sides.
 """
 
@@ -38,7 +39,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from posterior import operators
+from posterior import heap, operators
 from posterior.operators import Operator
 
 RESULTS = Path(__file__).parent / "results" / "operators.jsonl"
@@ -475,6 +476,16 @@ def main(arguments: list[str] | None = None) -> None:
     if args.own:
         own_times(chosen, args.sizes, args.operations, clock)
         return
+    with heap.kept(torch.device("cpu")):
+        measure(chosen, args, clock)
+    rows = [json.loads(line) for line in args.results.read_text().splitlines()]
+    print(table(rows))
+    if args.docs:
+        write_page(rows)
+
+
+def measure(chosen: list[Case], args: argparse.Namespace, clock: Callable[[], float]) -> None:
+    """Time the chosen cells, append them to the results and print them."""
     import deepinv
 
     for case in chosen:
@@ -510,10 +521,6 @@ def main(arguments: list[str] | None = None) -> None:
                     f" difference {difference:.0e}",
                     flush=True,
                 )
-    rows = [json.loads(line) for line in args.results.read_text().splitlines()]
-    print(table(rows))
-    if args.docs:
-        write_page(rows)
 
 
 if __name__ == "__main__":

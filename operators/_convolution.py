@@ -10,7 +10,7 @@ the largest pixel in float32, 1e-16 in float64.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -23,7 +23,8 @@ from posterior.operators._separable import Bands, both_axes
 Pad = tuple[int, int]
 
 _SHORT = 64  # taps, up to which two products along the axes cost less than an FFT
-_FEW = 40  # entries other than 0, up to which adding shifted images costs less than an FFT
+_FEW = 32  # entries other than 0, up to which adding shifted images costs less than an FFT
+_BAND = 1 << 17  # numbers that are added to at a time: with what is added, they fit in a cache
 _EXACT = 1e-14  # a kernel this close to a product is one: rounding of its float64 entries
 
 
@@ -129,7 +130,7 @@ class Filter:
 
         Several threads share them out at any place, where the end of a vector may round otherwise.
         """
-        if torch.get_num_threads() > 1:
+        if torch.get_num_threads() > 1 or x.numel() > 2 * _BAND:
             return by_row(lambda row, _: f(row), x)
         return together((what, self.kernel.shape[1:], self.pads, self.boundary), f, x)
 
@@ -151,8 +152,9 @@ class Filter:
         padded = self._continued(x).contiguous()
         size = (*x.shape[:2], *self._outputs(padded.shape[2:]))
         y = padded.new_zeros(size)
-        for shift, weight in self._shifts(padded, entries):
-            y.add_(padded.as_strided(size, padded.stride(), shift), alpha=weight)
+        for start, band in _in_bands(y):
+            for shift, weight in self._shifts(padded, entries, start):
+                band.add_(padded.as_strided(band.shape, padded.stride(), shift), alpha=weight)
         return y
 
     def _shifted_back(
@@ -161,17 +163,18 @@ class Filter:
         """The transpose of `_shifted`."""
         h, w = self._padded(image)
         padded = y.new_zeros(*y.shape[:2], h, w)
-        for shift, weight in self._shifts(padded, entries):
-            padded.as_strided(y.shape, padded.stride(), shift).add_(y, alpha=weight)
+        for start, band in _in_bands(y):
+            for shift, weight in self._shifts(padded, entries, start):
+                padded.as_strided(band.shape, padded.stride(), shift).add_(band, alpha=weight)
         return self._folded(padded, image)
 
     def _shifts(
-        self, padded: Tensor, entries: list[tuple[int, int, float]]
+        self, padded: Tensor, entries: list[tuple[int, int, float]], row: int
     ) -> list[tuple[int, float]]:
-        """Where in memory output 0 finds its pixel of the continued image, for each entry."""
+        """Where in memory the first output of a row finds its pixel of the continued image."""
         kh, kw = self.kernel.shape[1:]
         width = padded.shape[3]
-        last = int(padded.storage_offset()) + (kh - 1) * width + kw - 1
+        last = int(padded.storage_offset()) + (row + kh - 1) * width + kw - 1
         return [(last - a * width - b, weight) for a, b, weight in entries]
 
     def _outputs(self, padded: torch.Size) -> tuple[int, int]:
@@ -280,6 +283,13 @@ class Filter:
         return self._memo(("transfer", transposed, h, w, dtype, x.device), build)
 
 
+def _in_bands(y: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Bands of rows that stay in a cache while all shifted images are added, and their starts."""
+    height = max(1, _BAND // max(1, y.shape[0] * y.shape[1] * y.shape[3]))
+    for start in range(0, y.shape[2], height):
+        yield start, y[:, :, start : start + height]
+
+
 def _fold(x: Tensor, axis: int, before: int, n: int) -> Tensor:
     """What stands beyond the border of n pixels is added to the pixels that it mirrors."""
     after = x.shape[axis] - before - n
@@ -295,29 +305,33 @@ def _multiply(image: Tensor, transfer: Tensor, size: tuple[int, int]) -> Tensor:
     """The circular convolution on a grid of this size, of real images (B, C, h, w)."""
     spectrum = together(("rfft2", size), lambda rows: torch.fft.rfft2(rows, s=size), image)
     # row by row: a complex product rounds by where in a vector, or in a thread's part, it stands
-    product = by_row(lambda row, _: row * transfer, spectrum)
-    return together(("irfft2", size), lambda rows: torch.fft.irfft2(rows, s=size), product)
+    for b in range(len(spectrum)):
+        spectrum[b : b + 1].mul_(transfer)
+    return together(("irfft2", size), lambda rows: torch.fft.irfft2(rows, s=size), spectrum)
 
 
 def _by_part(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`f` of real images, for complex ones too."""
 
+    def real(x: Tensor) -> Tensor:
+        return by_row(lambda row, _: f(row), x) if x.numel() > 2 * _BAND else f(x)
+
     def parts(x: Tensor) -> Tensor:
         if x.is_complex():
-            return torch.complex(f(x.real.contiguous()), f(x.imag.contiguous()))
-        return f(x)
+            return torch.complex(real(x.real.contiguous()), real(x.imag.contiguous()))
+        return real(x)
 
     return parts
 
 
 def _fast(n: int) -> int:
-    """The next even length whose only prime factors are 2, 3 and 5."""
-    n += n % 2
+    """The next multiple of 8 whose only prime factors are 2, 3, 5 and 7."""
+    n += -n % 8
     while True:
         rest = n
-        for p in (2, 3, 5):
+        for p in (2, 3, 5, 7):
             while rest % p == 0:
                 rest //= p
         if rest == 1:
             return n
-        n += 2
+        n += 8

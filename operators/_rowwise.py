@@ -46,7 +46,10 @@ def by_row(f: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
     """The rows f(x[b:b+1], b), concatenated; f gets each row contiguous and aligned."""
     if x.shape[0] == 0:
         return f(x.new_zeros(1, *x.shape[1:]), 0)[:0]
-    return torch.cat([f(_own(row), b) for b, row in enumerate(torch.split(x, 1))])
+    rows = [f(_own(row), b) for b, row in enumerate(torch.split(x, 1))]
+    if len(rows) == 1 and not _shares(rows[0], x):
+        return rows[0]
+    return torch.cat(rows)
 
 
 def together(key: Hashable, f: Callable[..., Tensor], x: Tensor, *values: Tensor | None) -> Tensor:
@@ -92,6 +95,11 @@ def _agree(f: Callable[..., Tensor], x: Tensor, values: Sequence[Tensor | None])
         trial = torch.randn(x.shape, dtype=x.dtype, generator=source).to(x.device)
         rows = by_row(lambda row, b: f(row, *_of_row(values, b)), trial)
         return torch.equal(f(trial, *values), rows)
+
+
+def _shares(y: Tensor, x: Tensor) -> bool:
+    """Whether y is in the memory of x."""
+    return y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
 def _own(row: Tensor) -> Tensor:

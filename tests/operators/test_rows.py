@@ -8,7 +8,7 @@ from operator_battery import normal
 from torch import Tensor
 
 from posterior import operators
-from posterior.operators import Blur, GaussianBlur, Mask, MotionBlur, Operator
+from posterior.operators import Blur, GaussianBlur, Mask, MotionBlur, Operator, _convolution
 from posterior.operators._rowwise import by_row, together
 
 LINE = torch.zeros(9, 9, dtype=torch.float64)
@@ -80,9 +80,16 @@ def test_kernels_of_several_kinds_in_one_stack(boundary: str) -> None:
         assert torch.equal(Blur(blur.kernel[k], boundary)(x[k : k + 1]), y[k : k + 1])
 
 
+@pytest.mark.parametrize("band", [1, 100, 1 << 17])
 @pytest.mark.parametrize("boundary", ["reflect", "valid"])
-def test_few_entries_and_many_are_the_same_convolution(boundary: str) -> None:
-    """A line adds up shifted images; with a speck in every other entry it goes by FFT."""
+def test_few_entries_and_many_are_the_same_convolution(
+    boundary: str, band: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line adds up shifted images; with a speck in every other entry it goes by FFT.
+
+    Bands of one row, of a few, and of all.
+    """
+    monkeypatch.setattr(_convolution, "_BAND", band)
     x = normal((2, 2, 24, 19))
     line, specked = Blur(LINE, boundary), Blur(LINE + 1e-14, boundary)
     torch.testing.assert_close(line(x), specked(x), rtol=0, atol=1e-11)
@@ -90,6 +97,25 @@ def test_few_entries_and_many_are_the_same_convolution(boundary: str) -> None:
     torch.testing.assert_close(line.adjoint(y), specked.adjoint(y), rtol=0, atol=1e-11)
     z = torch.complex(x, x.flip(-1))
     torch.testing.assert_close(line(z), torch.complex(line(x), line(x.flip(-1))))
+
+
+@pytest.mark.parametrize("speck", [0.0, 1e-14])
+def test_rows_of_large_images_do_not_see_each_other(speck: float) -> None:
+    """Together they are too large for the cache, by shifted images and by FFT."""
+    blur = Blur(LINE + speck)
+    x = normal((3, 1, 300, 310), dtype=torch.float32)
+    y = blur(x)
+    back = blur.adjoint(y)
+    for k in range(3):
+        assert torch.equal(blur(x[k : k + 1]), y[k : k + 1])
+        assert torch.equal(blur.adjoint(y[k : k + 1]), back[k : k + 1])
+
+
+def test_a_single_row_is_never_the_memory_of_the_input() -> None:
+    x = normal((1, 3, 4))
+    assert by_row(lambda row, _: row[:, 1:], x).untyped_storage().data_ptr() != (
+        x.untyped_storage().data_ptr()
+    )
 
 
 TWICE = {
