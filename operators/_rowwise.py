@@ -47,7 +47,8 @@ def by_row(f: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
     if x.shape[0] == 0:
         return f(x.new_zeros(1, *x.shape[1:]), 0)[:0]
     rows = [f(_own(row), b) for b, row in enumerate(torch.split(x, 1))]
-    if len(rows) == 1 and not _shares(rows[0], x):
+    # one row as it is only where it lies as in a batch: who takes it may round by its strides
+    if len(rows) == 1 and _aligned(rows[0]) and not _shares(rows[0], x):
         return rows[0]
     return torch.cat(rows)
 
@@ -102,8 +103,12 @@ def _shares(y: Tensor, x: Tensor) -> bool:
     return y.untyped_storage().data_ptr() == x.untyped_storage().data_ptr()
 
 
+def _aligned(row: Tensor) -> bool:
+    return row.is_contiguous() and row.data_ptr() % 64 == 0
+
+
 def _own(row: Tensor) -> Tensor:
-    if row.is_contiguous() and row.data_ptr() % 64 == 0:
+    if _aligned(row):
         return row
     return row.clone(memory_format=torch.contiguous_format)
 

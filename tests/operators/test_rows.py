@@ -118,6 +118,20 @@ def test_a_single_row_is_never_the_memory_of_the_input() -> None:
     )
 
 
+@pytest.mark.parametrize("part", [slice(None, None, 2), slice(1, None), slice(None)])
+def test_a_single_row_lies_in_memory_as_in_a_batch(part: slice) -> None:
+    """Parts of a larger result: strided, and contiguous but not at the start of its memory."""
+    x = normal((2, 5, 7))
+
+    def f(row: Tensor, _: int) -> Tensor:
+        return (2 * row)[:, part]
+
+    alone, both = by_row(f, x[:1]), by_row(f, x)
+    assert torch.equal(alone, both[:1])
+    assert alone.is_contiguous()
+    assert alone.data_ptr() % 64 == 0
+
+
 TWICE = {
     "gaussian": (GaussianBlur(0.6), False),
     "motion": (MotionBlur(3, 30), False),
