@@ -314,7 +314,8 @@ def _by_part(f: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     """`f` of real images, for complex ones too."""
 
     def real(x: Tensor) -> Tensor:
-        return by_row(lambda row, _: f(row), x) if x.numel() > 2 * _BAND else f(x)
+        large = x.device.type == "cpu" and x.numel() > 2 * _BAND  # too much for a cache
+        return by_row(lambda row, _: f(row), x) if large else f(x)
 
     def parts(x: Tensor) -> Tensor:
         if x.is_complex():
