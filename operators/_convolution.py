@@ -2,19 +2,22 @@
 
 A small kernel that is a product of two one-dimensional ones runs along the axes. One of few entries
 other than 0, such as a line, adds up so many shifted images (on CPUs; elsewhere each would be a
-kernel launch). Any other goes by FFT. There a kernel only ever meets an image that was continued by
-its boundary rule beforehand; what the FFT wraps around is cut away. The transpose runs the same
-steps backwards. Rounding: about 1e-7 of
-the largest pixel in float32, 1e-16 in float64.
+kernel launch); a library's convolution does the same for many images at once, in the same order of
+summation. Any other goes by FFT. There a kernel only ever meets an image that was continued by its
+boundary rule beforehand; what the FFT wraps around is cut away. The transpose runs the same steps
+backwards. Rounding: about 1e-7 of the largest pixel in float32, 1e-16 in float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
+from torch.nn.functional import conv2d
+from torch.nn.functional import pad as padded_by
 
 from posterior.operators._boundary import gather_matrix, padded_index
 from posterior.operators._rowwise import Memo, by_row, together
@@ -25,6 +28,8 @@ Pad = tuple[int, int]
 _SHORT = 64  # taps, up to which two products along the axes cost less than an FFT
 _FEW = 32  # entries other than 0, up to which adding shifted images costs less than an FFT
 _BAND = 1 << 17  # numbers that are added to at a time: with what is added, they fit in a cache
+_LANES = 16  # numbers in a vector
+_DENSE = 0.2  # of the entries other than 0, from which on leaving out the rest no longer pays
 _EXACT = 1e-14  # a kernel this close to a product is one: rounding of its float64 entries
 
 
@@ -55,7 +60,7 @@ class Filter:
             return by_row(lambda row, _: both_axes(row, along_h, along_w), x)
         entries = self._entries(x)
         if entries is not None:
-            return self._line_by_line("shifted", lambda rows: self._shifted(rows, entries), x)
+            return self._by_shifts("shifted", lambda rows: self._shifted(rows, entries), x)
         transfer, size = self._transfer(x, image), self._fft_size(image)
         kh, kw = self.kernel.shape[1:]
         h, w = self._padded(image)
@@ -77,7 +82,7 @@ class Filter:
             return by_row(lambda row, _: both_axes(row, along_h, along_w), y)
         entries = self._entries(y)
         if entries is not None:
-            return self._line_by_line(
+            return self._by_shifts(
                 "shifted back", lambda rows: self._shifted_back(rows, image, entries), y
             )
         transfer, size = self._transfer(y, image, transposed=True), self._fft_size(image)
@@ -125,14 +130,16 @@ class Filter:
         filters = self._memo("each", build)
         return torch.cat([apply(f, row) for f, row in zip(filters, x.split(1), strict=True)])
 
-    def _line_by_line(self, what: str, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-        """`f` that runs along the lines of all images, each by itself if one thread does it all.
+    def _by_shifts(self, what: str, f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        """`f` that sums shifted images: of many images by `_direct`, which has the same bits.
 
-        Several threads share them out at any place, where the end of a vector may round otherwise.
+        Few images on several threads go by themselves: threads share lines out at any place, where
+        the end of a vector may round otherwise.
         """
-        if torch.get_num_threads() > 1 or x.numel() > 2 * _BAND:
+        direct = self._is_direct(x)
+        if not direct and (torch.get_num_threads() > 1 or x.numel() > 2 * _BAND):
             return by_row(lambda row, _: f(row), x)
-        return together((what, self.kernel.shape[1:], self.pads, self.boundary), f, x)
+        return together((what, self.kernel.shape[1:], self.pads, self.boundary), f, x, large=direct)
 
     def _entries(self, x: Tensor) -> list[tuple[int, int, float]] | None:
         """(row, column, kernel there) of the entries other than 0; None where an FFT is better."""
@@ -148,38 +155,54 @@ class Filter:
         return self._memo("entries", build)
 
     def _shifted(self, x: Tensor, entries: list[tuple[int, int, float]]) -> Tensor:
-        """y = sum_a kernel[a] x shifted by a, x continued."""
+        """y = sum_a kernel[a] x shifted by a, x continued.
+
+        All images are one line of numbers. An output counts from the first pixel under its taps; at
+        the right and lower end of an image the taps reach into the next, and that is cut away.
+        """
         padded = self._continued(x).contiguous()
-        size = (*x.shape[:2], *self._outputs(padded.shape[2:]))
-        y = padded.new_zeros(size)
-        for start, band in _in_bands(y):
-            for shift, weight in self._shifts(padded, entries, start):
-                band.add_(padded.as_strided(band.shape, padded.stride(), shift), alpha=weight)
-        return y
+        if self._is_direct(x):
+            return _direct(padded, self._taps(True))
+        height, width = padded.shape[2:]
+        kh, kw = self.kernel.shape[1:]
+        last = (kh - 1) * width + kw - 1  # of the pixels under the taps
+        shifts = [(last - a * width - b, weight) for a, b, weight in entries]
+        y = _sum_of_shifts(padded.flatten(), shifts, last).view(padded.shape)
+        return y[:, :, : height - kh + 1, : width - kw + 1].contiguous()
 
     def _shifted_back(
         self, y: Tensor, image: tuple[int, int], entries: list[tuple[int, int, float]]
     ) -> Tensor:
-        """The transpose of `_shifted`."""
-        h, w = self._padded(image)
-        padded = y.new_zeros(*y.shape[:2], h, w)
-        for start, band in _in_bands(y):
-            for shift, weight in self._shifts(padded, entries, start):
-                padded.as_strided(band.shape, padded.stride(), shift).add_(band, alpha=weight)
-        return self._folded(padded, image)
-
-    def _shifts(
-        self, padded: Tensor, entries: list[tuple[int, int, float]], row: int
-    ) -> list[tuple[int, float]]:
-        """Where in memory the first output of a row finds its pixel of the continued image."""
+        """The transpose of `_shifted`: zeros stand where that cuts away, and before it all."""
         kh, kw = self.kernel.shape[1:]
-        width = padded.shape[3]
-        last = int(padded.storage_offset()) + (row + kh - 1) * width + kw - 1
-        return [(last - a * width - b, weight) for a, b, weight in entries]
+        if self._is_direct(y):
+            padded = padded_by(y, (kw - 1, kw - 1, kh - 1, kh - 1))
+            return self._folded(_direct(padded, self._taps(False)), image)
+        size = (*y.shape[:2], *self._padded(image))
+        last = (kh - 1) * size[3] + kw - 1
+        line = y.new_zeros(last + math.prod(size))
+        line[last:].view(size)[:, :, : y.shape[2], : y.shape[3]] = y
+        shifts = [(a * size[3] + b, weight) for a, b, weight in entries]
+        return self._folded(_sum_of_shifts(line, shifts, last)[: math.prod(size)].view(size), image)
 
-    def _outputs(self, padded: torch.Size) -> tuple[int, int]:
-        kh, kw = self.kernel.shape[1:]
-        return padded[0] - kh + 1, padded[1] - kw + 1
+    def _is_direct(self, x: Tensor) -> bool:
+        """Whether x fills the lanes of a vector, where libraries keep one image in each.
+
+        They do not leave out the entries that are 0.
+        """
+        if x.dtype != torch.float32 or not torch.backends.cpu.get_cpu_capability().startswith(
+            "AVX"
+        ):
+            return False
+        dense = self._memo(
+            "dense", lambda: bool(self.kernel.count_nonzero() >= _DENSE * self.kernel.numel())
+        )
+        return x.shape[0] * x.shape[1] > _LANES // 2 and dense
+
+    def _taps(self, turned: bool) -> Tensor:
+        """The kernel, (1, 1, kh, kw) float32, turned by 180 degrees or not."""
+        flips = (1, 2) if turned else ()
+        return self._memo(("taps", turned), lambda: self.kernel.flip(flips).float()[:, None])
 
     def _fft_size(self, image: tuple[int, int] | torch.Size) -> tuple[int, int]:
         if self.boundary == "circular":
@@ -197,7 +220,7 @@ class Filter:
         if self.boundary != "reflect":
             return x
         if self._mirrors_once(x.shape[2:]):
-            return torch.nn.functional.pad(x, (left, right, top, bottom), mode="reflect")
+            return padded_by(x, (left, right, top, bottom), mode="reflect")
         rows = padded_index(x.shape[2], top, bottom, self.boundary).to(x.device)
         columns = padded_index(x.shape[3], left, right, self.boundary).to(x.device)
         return x[:, :, rows][:, :, :, columns]
@@ -283,11 +306,27 @@ class Filter:
         return self._memo(("transfer", transposed, h, w, dtype, x.device), build)
 
 
-def _in_bands(y: Tensor) -> Iterator[tuple[int, Tensor]]:
-    """Bands of rows that stay in a cache while all shifted images are added, and their starts."""
-    height = max(1, _BAND // max(1, y.shape[0] * y.shape[1] * y.shape[3]))
-    for start in range(0, y.shape[2], height):
-        yield start, y[:, :, start : start + height]
+def _sum_of_shifts(line: Tensor, shifts: list[tuple[int, float]], last: int) -> Tensor:
+    """sum_k weight_k line[n + shift_k], as long as the line; 0 for its `last` numbers, unreached.
+
+    Band by band: what is added to, and what is added, stay in a cache over all shifts. They come in
+    the order in which a convolution takes its taps.
+    """
+    total = torch.zeros_like(line)
+    count = len(line) - last
+    for start in range(0, count, _BAND):
+        band = total[start : min(start + _BAND, count)]
+        for shift, weight in sorted(shifts):
+            band.add_(line[start + shift : start + shift + len(band)], alpha=weight)
+    return total
+
+
+def _direct(x: Tensor, taps: Tensor) -> Tensor:
+    """y[i] = sum_a taps[a] x[i + a], of every image."""
+    images = x.shape[0] * x.shape[1]
+    weight = taps.expand(images, *taps.shape[1:])
+    y = conv2d(x.reshape(1, images, *x.shape[2:]), weight, groups=images)
+    return y.view(*x.shape[:2], *y.shape[2:])
 
 
 def _fold(x: Tensor, axis: int, before: int, n: int) -> Tensor:

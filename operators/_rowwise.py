@@ -53,7 +53,13 @@ def by_row(f: Callable[[Tensor, int], Tensor], x: Tensor) -> Tensor:
     return torch.cat(rows)
 
 
-def together(key: Hashable, f: Callable[..., Tensor], x: Tensor, *values: Tensor | None) -> Tensor:
+def together(
+    key: Hashable,
+    f: Callable[..., Tensor],
+    x: Tensor,
+    *values: Tensor | None,
+    large: bool = False,
+) -> Tensor:
     """The rows f(x[b:b+1], *values[b:b+1]), concatenated: by one call of f where that is the same.
 
     Whether f(x, *values) has the bits of its rows is found out by a trial with random numbers, for
@@ -68,8 +74,13 @@ def together(key: Hashable, f: Callable[..., Tensor], x: Tensor, *values: Tensor
         f: of rows and the values that belong to them; the first axis of its result is that of x.
         x: (B, ...).
         values: (1, ...), which belong to all rows, or (B, ...); None is handed on.
+        large: whether one call is worth it even where the batch does not fit in a cache.
     """
-    if x.shape[0] > 1 and _small(x) and not (torch.is_grad_enabled() and x.requires_grad):
+    if (
+        x.shape[0] > 1
+        and (large or _small(x))
+        and not (torch.is_grad_enabled() and x.requires_grad)
+    ):
         shapes = tuple(None if v is None else v.shape for v in values)
         trial = (key, x.shape, shapes, x.dtype, x.device, torch.get_num_threads())
         if _trials(trial, lambda: _agree(f, x, values)):

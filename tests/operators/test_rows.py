@@ -111,6 +111,30 @@ def test_rows_of_large_images_do_not_see_each_other(speck: float) -> None:
         assert torch.equal(blur.adjoint(y[k : k + 1]), back[k : k + 1])
 
 
+@pytest.mark.parametrize("shape", [(4, 3, 21, 30), (9, 1, 40, 23), (3, 3, 300, 310)])
+@pytest.mark.parametrize("boundary", ["reflect", "valid"])
+def test_many_images_are_summed_as_few(
+    boundary: str, shape: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A convolution of a library has the bits of shifted images, and NaN stays in its image."""
+    calls = Counted(_convolution._direct)
+    monkeypatch.setattr(_convolution, "_direct", calls)
+    blur = MotionBlur(9, 30.0, boundary=boundary)
+    x = normal(shape, dtype=torch.float32)
+    x[1, 0, 5, 5] = torch.nan
+    y = blur(x)
+    back = blur.adjoint(y)
+    if torch.backends.cpu.get_cpu_capability().startswith("AVX"):
+        assert calls.calls >= 2
+    calls.calls = 0
+    for k in range(shape[0]):
+        assert y[k].isfinite().all() == back[k].isfinite().all() == (k != 1)
+        if k != 1:
+            assert torch.equal(blur(x[k : k + 1]), y[k : k + 1])
+            assert torch.equal(blur.adjoint(y[k : k + 1]), back[k : k + 1])
+    assert calls.calls == 0
+
+
 def test_a_single_row_is_never_the_memory_of_the_input() -> None:
     x = normal((1, 3, 4))
     assert by_row(lambda row, _: row[:, 1:], x).untyped_storage().data_ptr() != (
