@@ -1,11 +1,12 @@
 """Two-dimensional convolution of an image with one kernel, and its exact transpose.
 
-A small kernel that is a product of two one-dimensional ones runs along the axes. One of few entries
-other than 0, such as a line, adds up so many shifted images (on CPUs; elsewhere each would be a
-kernel launch); a library's convolution does the same for many images at once, in the same order of
-summation. Any other goes by FFT. There a kernel only ever meets an image that was continued by its
-boundary rule beforehand; what the FFT wraps around is cut away. The transpose runs the same steps
-backwards. Rounding: about 1e-7 of the largest pixel in float32, 1e-16 in float64.
+A small kernel that is a product of two one-dimensional ones runs along the axes, but over small
+circular images. One of few entries other than 0, such as a line, adds up so many shifted images (on
+CPUs; elsewhere each would be a kernel launch); a library's convolution does the same for many
+images at once, in the same order of summation. Any other goes by FFT. There a kernel only ever
+meets an image that was continued by its boundary rule beforehand; what the FFT wraps around is cut
+away. The transpose runs the same steps backwards. Rounding: about 1e-7 of the largest pixel in
+float32, 1e-16 in float64.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ _FEW = 32  # entries other than 0, up to which adding shifted images costs less 
 _BAND = 1 << 17  # numbers that are added to at a time: with what is added, they fit in a cache
 _LANES = 16  # numbers in a vector
 _DENSE = 0.2  # of the entries other than 0, from which on leaving out the rest no longer pays
+_FFT = 192**2  # pixels, up to which an FFT costs less than two products along the axes
 _EXACT = 1e-14  # a kernel this close to a product is one: rounding of its float64 entries
 
 
@@ -55,7 +57,7 @@ class Filter:
         if len(self.kernel) > 1:
             return self._each(lambda one, row: one.forward(row), x)
         image = (x.shape[2], x.shape[3])
-        if self._separable():
+        if self._runs_along_axes(image):
             along_h, along_w = self._bands(x, image, transposed=False)
             return by_row(lambda row, _: both_axes(row, along_h, along_w), x)
         entries = self._entries(x)
@@ -77,7 +79,7 @@ class Filter:
         """The transpose, for x of size `image`: (B, C, h, w) -> (B, C, H, W)."""
         if len(self.kernel) > 1:
             return self._each(lambda one, row: one.adjoint(row, image), y)
-        if self._separable():
+        if self._runs_along_axes(image):
             along_h, along_w = self._bands(y, image, transposed=True)
             return by_row(lambda row, _: both_axes(row, along_h, along_w), y)
         entries = self._entries(y)
@@ -231,7 +233,7 @@ class Filter:
             return padded.contiguous()
         if self._mirrors_once(image):
             (top, _), (left, _) = self.pads
-            return _fold(_fold(padded, 2, top, image[0]), 3, left, image[1])
+            return _fold(_fold(padded, 2, top, image[0]), 3, left, image[1]).contiguous()
 
         def folds() -> tuple[Bands, Bands]:
             h, w = (
@@ -250,6 +252,11 @@ class Filter:
     def _mirrors_once(self, image: tuple[int, int] | torch.Size) -> bool:
         """Whether no pixel beyond the border is farther from it than the image is wide."""
         return all(max(pad) < n for n, pad in zip(image, self.pads, strict=True))
+
+    def _runs_along_axes(self, image: tuple[int, int]) -> bool:
+        """Whether the kernel is a product, and the FFT of the image as it is costs no less."""
+        small = image[0] * image[1] <= _FFT and all(n == _fast(n) for n in image)
+        return self._separable() is not None and not (self.boundary == "circular" and small)
 
     def _separable(self) -> tuple[Tensor, Tensor] | None:
         """The taps along h and along w, float64, whose product the kernel is; None if none."""
@@ -330,9 +337,9 @@ def _direct(x: Tensor, taps: Tensor) -> Tensor:
 
 
 def _fold(x: Tensor, axis: int, before: int, n: int) -> Tensor:
-    """What stands beyond the border of n pixels is added to the pixels that it mirrors."""
+    """What stands beyond the border of n pixels is added, in x, to the pixels that it mirrors."""
     after = x.shape[axis] - before - n
-    out = x.narrow(axis, before, n).clone(memory_format=torch.contiguous_format)
+    out = x.narrow(axis, before, n)
     if before:
         out.narrow(axis, 1, before).add_(x.narrow(axis, 0, before).flip(axis))
     if after:

@@ -19,6 +19,8 @@ from posterior.errors import InputError
 
 T = TypeVar("T")
 
+_NEW = object()
+
 
 class Memo:
     """The last few values of a pure function, by key; empty again in a copy or a pickle."""
@@ -29,9 +31,10 @@ class Memo:
 
     def __call__(self, key: Hashable, build: Callable[[], T]) -> T:
         """The value of this key, built when it is new."""
-        if key in self._values:
+        value = self._values.get(key, _NEW)
+        if value is not _NEW:
             self._values.move_to_end(key)
-            return self._values[key]  # type: ignore[return-value]  # one key, one kind of value
+            return value  # type: ignore[return-value]  # one key, one kind of value
         value = build()
         self._values[key] = value
         while len(self._values) > self._size:

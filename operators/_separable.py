@@ -18,7 +18,7 @@ from posterior.operators._rowwise import Memo, by_row
 from posterior.operators.base import Operator, Shape, check_image
 
 _NARROW = 64  # non-zero entries in a row, up to which small blocks save more than they cost,
-_LONG = 128  # for axes longer than this
+_LONG = 64  # for axes longer than this
 _BLOCKS = {True: 32, False: 128}  # outputs per block, of narrow bands and of others
 
 

@@ -67,6 +67,15 @@ class GaussianBlur(Separable):
         """The kernel (kh, kw), float64."""
         return torch.outer(self.taps, self.taps)
 
+    def forward(self, x: Tensor) -> Tensor:
+        if self.boundary != "circular":
+            return super().forward(x)
+        check_image(self, x)
+        return self._circular.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y) if self.boundary == "circular" else super().adjoint(y)  # it is symmetric
+
     def axis_matrix(self, n: int) -> Tensor:
         return convolution_matrix(self.taps, n, self.boundary)
 
@@ -80,6 +89,16 @@ class GaussianBlur(Separable):
                 'take boundary="reflect"'
             )
         return n - self._lost
+
+    @property
+    def _circular(self) -> Filter:
+        """The same along the axes, or by FFT where that costs less."""
+
+        def build() -> Filter:
+            radius = len(self.taps) // 2
+            return Filter(self.kernel[None], ((radius, radius), (radius, radius)), "circular")
+
+        return self._memo("circular", build)
 
     @property
     def _lost(self) -> int:

@@ -87,10 +87,11 @@ def _kept(x: Tensor, ones: Tensor, bits: Tensor) -> Tensor:
     """
     if x.requires_grad and torch.is_grad_enabled():
         return x * ones
-    if x.is_complex():
+    dtype = x.dtype
+    if dtype.is_complex:
         parts = torch.view_as_real(x.resolve_conj())
         return torch.view_as_complex((parts.view(bits.dtype) & bits).view(parts.dtype))
-    return (x.view(bits.dtype) & bits).view(x.dtype)
+    return (x.view(bits.dtype) & bits).view(dtype)
 
 
 class Mask(Masking):
