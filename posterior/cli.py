@@ -35,8 +35,8 @@ _ROOT_HELP = (
 )
 _RESTORE_HELP = (
     "Restore degraded images: several draws, their mean, and a map of the uncertainty.\n\n"
-    "Each image gets a folder with [bold]sheet.png[/bold] (look at this first), mean.png, std.png, "
-    "draw-0.png ..., degraded.png, samples.safetensors and report.json.\n\n"
+    "Each image gets a folder with [bold]sheet.png[/bold] (look at this first), mean.png, std.png "
+    "(of several draws), draw-0.png ..., degraded.png, samples.safetensors and report.json.\n\n"
     """\b
 [dim]# a blurred photograph; the noise is estimated[/dim]
 [cyan]posterior restore photo.jpg --operator gaussian-blur:sigma=2[/cyan]
