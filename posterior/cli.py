@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -22,6 +23,7 @@ import typer
 from posterior.errors import FileProblem, InputError, PosteriorError, unknown_name
 
 if TYPE_CHECKING:
+    from posterior.editing import Edited
     from posterior.operators import Operator
     from posterior.operators.noise import NoiseModel
     from posterior.restoration import Plan, Restoration
@@ -262,7 +264,7 @@ def restore(
                 checkpoint=store and store / job.target.name,
                 resume=_started(resume, job),
             )
-            result.save(job.target, overwrite=overwrite)
+            _save(result, job.target, overwrite)
         except KeyboardInterrupt:
             hint = f"; continue with --resume {store}" if store else ""
             _complain(f"interrupted{hint}")
@@ -362,7 +364,7 @@ def edit(
                 seed=seed, paste_back=paste_back, scale=scale, steps=steps,
                 progress=False if quiet else None,
             )  # fmt: skip
-            result.save(job.target, overwrite=overwrite)
+            _save(result, job.target, overwrite)
         except KeyboardInterrupt:
             _complain("interrupted")
             raise typer.Exit(130) from None
@@ -379,6 +381,16 @@ def edit(
         if len(jobs) > 1:
             _complain(f"{failed} of {len(jobs)} images failed")
         raise typer.Exit(1)
+
+
+def _save(result: Restoration | Edited, target: Path, overwrite: bool = False) -> None:
+    """Write the results; where the disk refuses after all, elsewhere, so that no draw is lost."""
+    try:
+        result.save(target, overwrite=overwrite)
+    except (FileProblem, OSError) as problem:
+        rescued = Path(tempfile.mkdtemp(prefix="posterior-")) / target.name
+        result.save(rescued)
+        raise FileProblem(f"{problem}; the results are in {rescued}") from problem
 
 
 @app.command(help=_TRAIN_HELP)
@@ -524,7 +536,7 @@ def demo(
         _say("A photograph is blurred (sigma 1.5), torn (a fifth is missing) and made noisy (2 %).")
         _announce([(_Job(Path("demo.png"), target), plan)], True, _say)
         result = plan.run()
-        result.save(target)
+        _save(result, target)
         _scores_table(result)
         inside, outside = _spread(result, ~_demo_mask(128, 128))
         _say(

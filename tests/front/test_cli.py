@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -253,6 +254,24 @@ def test_a_bug_is_one_line_too(run: Run, here: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(posterior.restoration.Plan, "run", break_down)
     code, _, err = run("restore", "cat.png", *BLUR, *QUICK)
     assert (code, err) == (1, "posterior: cat.png: ZeroDivisionError: division by zero\n")
+
+
+def test_no_draw_is_lost_when_the_folder_cannot_be_written_after_all(
+    run: Run, here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = posterior.restoration.Plan.run
+
+    def spoil(*args: object, **options: object) -> object:
+        (here / "out").write_text("in the way")  # while the run was under way
+        return work(*args, **options)
+
+    monkeypatch.setattr(posterior.restoration.Plan, "run", spoil)
+    monkeypatch.setattr(tempfile, "tempdir", str(here))
+    code, _, err = run("restore", "cat.png", *BLUR, *QUICK)
+    assert code == 1
+    rescued = Path(err.strip().split("the results are in ")[1])
+    assert (rescued / "samples.safetensors").is_file()
+    assert (rescued / "draw-1.png").is_file()
 
 
 def test_kernel_from_a_file(run: Run, here: Path) -> None:
