@@ -120,6 +120,8 @@ class Mask(Masking):
             pattern = ~pattern
         if not bool(pattern.flatten(1).any(1).all()):
             raise InputError(f"Mask({name}=): nothing is observed; is white the other way round?")
+        if name == "edit" and bool(pattern.all()):
+            warn("Mask(edit=) marks nothing to repaint; is white the other way round?")
         self.keep = pattern  # (1 or B, 1, H, W), bool
         warn_of_few(self, float(pattern.double().mean((1, 2, 3)).min()))
 

@@ -30,6 +30,7 @@ WARNED: list[tuple[Callable[[], object], str]] = [
     (lambda: operators.Mask(keep=POINT), r"observes 0.098 % only"),
     (lambda: operators.Mask(keep=torch.cat([ONES(1, 1, 32, 32), POINT])), "observes 0.098 %"),
     (lambda: operators.Mask(edit=1 - POINT), "observes 0.098 %"),
+    (lambda: operators.Mask(edit=0 * POINT), "nothing to repaint"),
     (lambda: operators.Mask.random(keep_fraction=0.009), "observes 0.9 %"),
     (lambda: operators.Mask.box(size=(300, 300), at=(0, 1))(torch.zeros(1, 1, 300, 301)), "0.33 %"),
     (lambda: operators.Mask.outpaint(margin=15)(X), "observes 0.39 %"),
