@@ -14,12 +14,13 @@ their captions, and the region outside of which they are equal. The protocol is 
                the number, shapes and colours that it names
     kept       the share of what source and target have in common that it still reads: number,
                shape, colour, size, texture and place of the objects, field, style
-    PSNR       over the pixels outside of the region, against the source picture
+    PSNR, MSE  over the pixels outside of the region in [0, 1], against the source picture
     SSIM       with the source put into the region, so that it grows with the region as theirs does
     structure  squared distance of the self-similarities of edge features, 32x32 pixels
     distance   root mean square of picture - source in [-1, 1], all pixels
     calls      network evaluations and backward passes
     seconds    on the wall, the codec included
+    MiB        the peak of memory above what was held before (the median), where it can be told
 
 "No edit" is the source through the codec, "the truth" the drawn target: between them lies what the
 scores can say. Methods that keep what a mask shows are told the region, the others are not.
@@ -45,6 +46,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from peak_memory import Peak
 from PIL import Image, ImageDraw, ImageFont
 from strips import picture as as_array
 from strips import save_small
@@ -247,6 +249,7 @@ def score(item: Item, picture: Tensor) -> Scores:
     outside = ~item.region
     if bool(outside.any()):
         error = float(((picture - item.picture) / 2).square()[..., outside].mean())
+        found["mse"] = error
         found["psnr"] = -10 * math.log10(error) if error > 0 else None
         found["ssim"] = float(ssim(torch.where(outside, picture, item.picture), item.picture))
     if item.truth is not None:
@@ -302,7 +305,7 @@ def edited(prior: Prior, setting: Setting, item: Item, seed: int) -> tuple[Score
     method = setting.method
     assert method is not None
     mask: dict[str, Any] = {"edit": item.region.float()} if "measurement" in method.needs else {}
-    start = time.perf_counter()
+    memory, start = Peak(prior.device), time.perf_counter()
     try:
         out = posterior.edit(
             item.picture, prior, item.source, item.target, method, seed=seed,
@@ -316,6 +319,7 @@ def edited(prior: Prior, setting: Setting, item: Item, seed: int) -> tuple[Score
         "calls": out.provenance["nfe"],
         "gradients": out.provenance["vjp"],
         "seconds": time.perf_counter() - start,
+        "memory": memory.bytes(),
     }
     return {**score(item, out.draws[0]), **spent}, out.draws[0]
 
@@ -427,16 +431,18 @@ COLUMNS: dict[str, Callable[[list[float]], str]] = {
     "shown": lambda v: f"{100 * statistics.fmean(v):.0f} ± {_error(v):.0f}",
     "kept": lambda v: f"{100 * statistics.fmean(v):.0f}",
     "psnr": lambda v: f"{statistics.fmean(v):.1f}",
+    "mse": lambda v: f"{1e4 * statistics.fmean(v):.1f}",
     "ssim": lambda v: f"{statistics.fmean(v):.3f}",
     "structure": lambda v: f"{1000 * statistics.fmean(v):.1f}",
     "distance": lambda v: f"{statistics.fmean(v):.3f}",
     "calls": lambda v: f"{statistics.fmean(v):.0f}",
     "gradients": lambda v: f"{statistics.fmean(v):.0f}",
     "seconds": lambda v: f"{statistics.fmean(v):.2f}",
+    "memory": lambda v: f"{statistics.median(v) / 2**20:.0f}",
 }
 HEAD = (
-    "| method | n | shown, % | kept, % | PSNR outside, dB | SSIM | structure, 1e-3 | distance |"
-    " calls | gradients | seconds |"
+    "| method | n | shown, % | kept, % | PSNR outside, dB | MSE, 1e-4 | SSIM |"
+    " structure, 1e-3 | distance | calls | gradients | seconds | MiB |"
 )
 
 

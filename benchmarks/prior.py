@@ -21,8 +21,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import ctypes
-import gc
+import math
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -32,6 +31,7 @@ from typing import Any, cast
 
 import torch
 from overhead import interval, timed
+from peak_memory import Peak
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -196,21 +196,13 @@ class Bare:
         ]
 
 
-def peak(work: Call) -> int:
-    """Bytes that one call needs at most, above what is held before it."""
-    gc.collect()
-    ctypes.CDLL("libc.so.6").malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")  # the peak starts from here
-    before = _status("VmRSS")
+def peak(work: Call) -> float:
+    """MiB that one call needs at most, above what is held before it; NaN where that is not told."""
+    memory = Peak(torch.device("cpu"))
     result = work()
-    after = _status("VmHWM")
+    most = memory.bytes()
     del result
-    return after - before
-
-
-def _status(name: str) -> int:
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name + ":"))
+    return math.nan if most is None else most / 2**20
 
 
 def compare(label: str, first: Call, second: Call, pairs: int) -> None:
@@ -225,9 +217,7 @@ def compare(label: str, first: Call, second: Call, pairs: int) -> None:
         ratios.append(spent["first"] / spent["second"])
         seconds.append(spent["second"])
     low, high = interval(ratios)
-    one, other = (
-        statistics.median(peak(work) for _ in range(3)) / 2**20 for work in works.values()
-    )
+    one, other = (statistics.median(peak(work) for _ in range(3)) for work in works.values())
     print(
         f"{label}: time {statistics.median(ratios):.3f} [{low:.3f}, {high:.3f}]"
         f" of {1000 * statistics.median(seconds):.1f} ms, peak {one:.1f} against {other:.1f} MiB",
