@@ -150,8 +150,15 @@ def _codec(out: Path) -> AutoencoderKL:
     return AutoencoderKL.from_pretrained(out / "codec").eval().requires_grad_(False)
 
 
-def _begun(net: nn.Module, checkpoint: Path, steps: int, seed: int, rate: float = 0.02) -> Run:
-    run = Run(net, steps, rate, seed)
+def _begun(
+    net: nn.Module,
+    checkpoint: Path,
+    steps: int,
+    seed: int,
+    rate: float = 0.02,
+    linear: bool = False,
+) -> Run:
+    run = Run(net, steps, rate, seed, linear=linear)
     if checkpoint.is_file():
         run.load(checkpoint)
         print(f"continues at step {run.step} of {steps}")
@@ -422,7 +429,7 @@ def train_flow(
     pipe = _trained(out)
     text = networks.projected(pipe.text_encoder)
     torch.manual_seed(seed)
-    run = _begun(Flow(sizes), work / "flow.pt", steps, seed)
+    run = _begun(Flow(sizes), work / "flow.pt", steps, seed, linear=True)
 
     def loss(net: Any, rng: np.random.Generator) -> Tensor:
         z, ids, times, noise = batch_of(latents, captions, rng, MODEL_BATCH)

@@ -27,7 +27,7 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from posterior.arguments import count as whole_number
@@ -165,13 +165,20 @@ def orthogonal(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 class Muon:
-    """Muon for convolution kernels (Jordan et al. 2024), Adam for everything else."""
+    """Muon for convolution kernels (Jordan et al. 2024), Adam for everything else.
 
-    def __init__(self, net: PhotoNet, momentum: float = 0.95, decay: float = 0.1) -> None:
-        self.kernels = [p for p in net.parameters() if p.ndim == 4]
+    With `linear` Muon takes the matrices of linear layers too, as transformers want it.
+    """
+
+    def __init__(
+        self, net: nn.Module, momentum: float = 0.95, decay: float = 0.1, linear: bool = False
+    ) -> None:
+        matrices = {m.weight for m in net.modules() if linear and isinstance(m, nn.Linear)}
+        self.kernels = [p for p in net.parameters() if p.ndim == 4 or p in matrices]
         self.means = [torch.zeros_like(p).flatten(1) for p in self.kernels]
         self.momentum, self.decay = momentum, decay
-        others = [p for p in net.parameters() if p.ndim != 4]
+        kernels = set(self.kernels)
+        others = [p for p in net.parameters() if p not in kernels]
         self.adam = torch.optim.Adam(others, lr=0.0, betas=(0.9, 0.99))
 
     @torch.no_grad()

@@ -46,14 +46,21 @@ class Run:
         rate: the peak step of a row of a kernel; Adam's is a twentieth of it.
         seed: of the batches.
         memory: steps over which weights are averaged, at most.
+        linear: whether Muon takes the matrices of linear layers too.
     """
 
     def __init__(
-        self, net: nn.Module, steps: int, rate: float = 0.02, seed: int = 0, memory: int = 500
+        self,
+        net: nn.Module,
+        steps: int,
+        rate: float = 0.02,
+        seed: int = 0,
+        memory: int = 500,
+        linear: bool = False,
     ) -> None:
         self.net = net.train()
         self.steps, self.rate, self.memory = steps, rate, memory
-        self.optimiser = Muon(net)  # type: ignore[arg-type]  # reads nothing but its parameters
+        self.optimiser = Muon(net, linear=linear)
         self.average = [p.detach().clone() for p in net.parameters()]
         self.rng = np.random.default_rng(seed)
         self.step, self.seconds, self.loss = 0, 0.0, math.nan
