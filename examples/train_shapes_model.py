@@ -279,9 +279,11 @@ def write_pipeline(pipe: Any, out: Path) -> None:
     pipe.to(torch.float16).save_pretrained(out, safe_serialization=True)
     for folder in out.glob("tokenizer*"):
         networks.write_tokenizer(folder)
-    for file in out.glob("text_encoder*/config.json"):
+    for file in out.glob("*/config.json"):
         config = json.loads(file.read_text())
-        config["dtype"] = "float32"  # in memory: a CPU has no use for float16
+        config.pop("_name_or_path", None)  # a path of this machine
+        if "text_encoder" in file.parent.name:
+            config["dtype"] = "float32"  # in memory: a CPU has no use for float16
         file.write_text(json.dumps(config, indent=2) + "\n")
     largest = max(file.stat().st_size for file in out.rglob("*.safetensors"))
     print(f"{out}: {sum(_parameters(pipe).values())} parameters, {largest / 2**20:.1f} MiB at most")

@@ -30,6 +30,7 @@ _SHORT = 64  # taps, up to which two products along the axes cost less than an F
 _FEW = 32  # entries other than 0, up to which adding shifted images costs less than an FFT
 _BAND = 1 << 17  # numbers that are added to at a time: with what is added, they fit in a cache
 _LANES = 16  # numbers in a vector
+_VECTORS = torch.backends.cpu.get_cpu_capability().startswith("AVX")
 _DENSE = 0.2  # of the entries other than 0, from which on leaving out the rest no longer pays
 _LINE = 64  # a multiple of the numbers that any processor multiplies at once
 _FFT = 192**2  # pixels, up to which an FFT costs less than two products along the axes
@@ -193,14 +194,10 @@ class Filter:
 
         They do not leave out the entries that are 0.
         """
-        if x.dtype != torch.float32 or not torch.backends.cpu.get_cpu_capability().startswith(
-            "AVX"
-        ):
+        if x.dtype != torch.float32 or x.shape[0] * x.shape[1] <= _LANES // 2:
             return False
-        dense = self._memo(
-            "dense", lambda: bool(self.kernel.count_nonzero() >= _DENSE * self.kernel.numel())
-        )
-        return x.shape[0] * x.shape[1] > _LANES // 2 and dense
+        entries, dense = self.kernel.count_nonzero, _DENSE * self.kernel.numel()
+        return _VECTORS and self._memo("dense", lambda: bool(entries() >= dense))
 
     def _taps(self, turned: bool) -> Tensor:
         """The kernel, (1, 1, kh, kw) float32, turned by 180 degrees or not."""
@@ -255,9 +252,11 @@ class Filter:
         return all(max(pad) < n for n, pad in zip(image, self.pads, strict=True))
 
     def _runs_along_axes(self, image: tuple[int, int]) -> bool:
-        """Whether the kernel is a product, and the FFT of the image as it is costs no less."""
-        small = image[0] * image[1] <= _FFT and all(n == _fast(n) for n in image)
-        return self._separable() is not None and not (self.boundary == "circular" and small)
+        """Whether the kernel is a product, and no FFT of the image as it is would cost less."""
+        if self._separable() is None:
+            return False
+        large = image[0] * image[1] > _FFT or any(n != _fast(n) for n in image)
+        return self.boundary != "circular" or large
 
     def _separable(self) -> tuple[Tensor, Tensor] | None:
         """The taps along h and along w, float64, whose product the kernel is; None if none."""
@@ -320,11 +319,12 @@ def _sum_of_shifts(line: Tensor, shifts: list[tuple[int, float]], last: int) -> 
     Band by band: what is added to, and what is added, stay in a cache over all shifts. They come in
     the order in which a convolution takes its taps.
     """
+    shifts = sorted(shifts)
     total = torch.zeros_like(line)
     count = len(line) - last
     for start in range(0, count, _BAND):
         band = total[start : min(start + _BAND, count)]
-        for shift, weight in sorted(shifts):
+        for shift, weight in shifts:
             band.add_(line[start + shift : start + shift + len(band)], alpha=weight)
     return total
 
@@ -353,9 +353,10 @@ def _multiply(image: Tensor, transfer: Tensor, size: tuple[int, int]) -> Tensor:
     spectrum = together(("rfft2", size), lambda rows: torch.fft.rfft2(rows, s=size), image)
     # row by row: a complex product rounds by where in a vector, or in a thread's part, it stands;
     # not so in whole vectors on one thread
-    whole = transfer.numel() % _LINE == 0 and transfer.device.type == "cpu"
-    for part in [spectrum] if whole and torch.get_num_threads() == 1 else spectrum.split(1):
-        part.mul_(transfer)
+    vectors = transfer.numel() % _LINE == 0 and transfer.device.type == "cpu"
+    rows = len(spectrum) if vectors and torch.get_num_threads() == 1 else 1
+    for b in range(0, len(spectrum), rows):
+        spectrum[b : b + rows].mul_(transfer)
     return together(("irfft2", size), lambda rows: torch.fft.irfft2(rows, s=size), spectrum)
 
 
