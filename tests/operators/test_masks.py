@@ -1,0 +1,30 @@
+"""What a mask remembers of its last call does not reach the next."""
+
+import itertools
+
+import pytest
+import torch
+from torch import Tensor
+
+from posterior.operators import Mask
+
+
+@pytest.mark.parametrize("take", [False, True])
+def test_calls_in_any_order_give_what_the_product_gives(take: bool) -> None:
+    """Two masks, two dtypes, two batch sizes and two numbers of channels, each after each."""
+    g = torch.Generator().manual_seed(0)
+    patterns = [(torch.rand(2, 1, 6, 5, generator=g) > 0.5).float() for _ in range(2)]
+    masks = [Mask(keep=p) for p in patterns]
+    if take:  # copies of the one in memory
+        masks, patterns = [masks[0].take([1, 0]), masks[0]], [patterns[0].flip(0), patterns[0]]
+    images = [
+        torch.randn(2, channels, 6, 5, generator=g, dtype=dtype)
+        for dtype in (torch.float32, torch.float64, torch.complex64)
+        for channels in (1, 3)
+    ]
+    calls = list(itertools.product(range(2), images))
+
+    def agrees(which: int, x: Tensor) -> bool:
+        return torch.equal(masks[which](x), x * patterns[which].to(x.dtype))
+
+    assert all(agrees(*first) and agrees(*second) for first in calls for second in calls)
