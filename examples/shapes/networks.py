@@ -63,7 +63,7 @@ class Sizes:
     unet: tuple[int, int] = (80, 128)
     groups: int = 8
     scale: int = 64
-    flow: tuple[int, int, int] = (6, 4, 32)
+    flow: tuple[int, int, int] = (8, 4, 32)
 
 
 TINY = Sizes(

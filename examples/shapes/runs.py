@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from posterior.errors import FileProblem, ResumeError, TrainingError
 from posterior.folders import replacing
+from posterior.heap import kept
 from posterior.priors.photo import compute_dtype
 from posterior.training import Muon
 
@@ -105,7 +106,8 @@ class Run:
         begin = last = scored = saved = time.monotonic()
         from_step, cpu = self.step, time.process_time()
         while self.step < self.steps:
-            self.advance(loss)
+            with kept(torch.device("cpu")):
+                self.advance(loss)
             now = time.monotonic()
             self.seconds += now - last
             over = minutes is not None and now - begin > 60 * minutes

@@ -147,17 +147,22 @@ def test_minutes_end_on_time_with_the_rate_at_zero(
     assert header(tmp_path / "a.safetensors")["minutes"] == "0.5"
 
 
+@pytest.mark.parametrize(("half", "atol"), [(False, 1e-4), (True, 0.1)])
 @pytest.mark.parametrize("shape", [(5, 9), (8, 8)])
-def test_orthogonal(shape: tuple[int, int]) -> None:
-    """Singular values between 0.6 and 1.3 where the iteration has had time: those above 1 %."""
+def test_orthogonal(shape: tuple[int, int], half: bool, atol: float) -> None:
+    """Singular values between 0.6 and 1.3 where the iteration has had time: those above 1 %.
+
+    Half precision moves 2^-9 of a large direction into one of 1 %, which is raised by up to forty in
+    the steps that are left: 0.08.
+    """
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     s = torch.logspace(0, -2, min(shape))
     matrix = (u[:, : len(s)] * s) @ v[: len(s)]
-    found = u.mT @ orthogonal(matrix[None])[0] @ v.mT
+    found = u.mT @ orthogonal(matrix[None], half=half)[0] @ v.mT
     values = found.diagonal()
     assert (values > 0.6).all()
     assert (values < 1.3).all()
-    torch.testing.assert_close(found[:, : len(s)], values.diag(), atol=1e-4, rtol=0)
+    torch.testing.assert_close(found[:, : len(s)], values.diag(), atol=atol, rtol=0)
 
 
 @given(count=st.integers(1, 40), seed=st.integers(0, 2**32), scale=st.floats(0.01, 10))
