@@ -22,7 +22,14 @@ from posterior.errors import FileProblem, InputError, InputTypeError
 from posterior.notices import warn
 from posterior.operators._files import is_array_file, read_array
 from posterior.operators._rowwise import Memo, check_rows, take_rows
-from posterior.operators.base import Operator, Shape, check_count, check_image, check_number
+from posterior.operators.base import (
+    Operator,
+    Shape,
+    check_count,
+    check_image,
+    check_number,
+    check_tensor,
+)
 from posterior.streams import Noise, check_seed
 
 _forms = Memo(8)
@@ -49,11 +56,18 @@ class Masking(Operator):
         global _latest  # the last forms by hand: the look-up is a tenth of a small image's time
         last = _latest
         if last is None or not (
-            last[0] is self and last[1] == x.shape and last[2] is x.dtype and last[3] == x.device
+            last[0] is self
+            and isinstance(x, Tensor)
+            and last[1] == x.shape
+            and last[2] is x.dtype
+            and last[3] == x.device
         ):
+            check_tensor("x", x)
             key = (self, x.shape, x.dtype, x.device)
             last = _latest = (*key, *_forms(key, lambda: self._forms_for(x)))
         return _kept(x, last[4], last[5])
+
+    __call__ = forward  # which has the checks, and whose gradient is torch's own
 
     def _forms_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mask as numbers for x, and as bits for x or for its real and imaginary parts."""
