@@ -14,6 +14,7 @@ import os
 from abc import abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -47,6 +48,12 @@ class Masking(Operator):
     linear = True
     units = "kept"
     has_pinv = True
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Whoever writes another `forward` is called as any operator."""
+        super().__init_subclass__(**kwargs)
+        if "forward" in cls.__dict__:
+            cls.__call__ = Operator.__call__  # type: ignore[method-assign]
 
     @abstractmethod
     def pattern(self, height: int, width: int) -> Tensor:

@@ -152,8 +152,8 @@ def test_minutes_end_on_time_with_the_rate_at_zero(
 def test_orthogonal(shape: tuple[int, int], half: bool, atol: float) -> None:
     """Singular values between 0.6 and 1.3 where the iteration has had time: those above 1 %.
 
-    Half precision moves 2^-9 of a large direction into one of 1 %, which is raised by up to forty in
-    the steps that are left: 0.08.
+    Half precision moves 2^-9 of a large direction into one of 1 %, which is raised by up to forty
+    in the steps that are left: 0.08.
     """
     u, _, v = torch.linalg.svd(torch.randn(shape, generator=torch.Generator().manual_seed(0)))
     s = torch.logspace(0, -2, min(shape))

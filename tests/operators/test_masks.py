@@ -28,3 +28,12 @@ def test_calls_in_any_order_give_what_the_product_gives(take: bool) -> None:
         return torch.equal(masks[which](x), x * patterns[which].to(x.dtype))
 
     assert all(agrees(*first) and agrees(*second) for first in calls for second in calls)
+
+
+def test_a_forward_of_ones_own_is_called() -> None:
+    class Doubled(Mask):
+        def forward(self, x: Tensor) -> Tensor:
+            return 2 * super().forward(x)
+
+    x = torch.ones(1, 1, 2, 2)
+    assert torch.equal(Doubled(keep=torch.eye(2))(x), 2 * torch.eye(2)[None, None])
