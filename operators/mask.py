@@ -70,8 +70,10 @@ class Masking(Operator):
             and last[3] == x.device
         ):
             check_tensor("x", x)
-            key = (self, x.shape, x.dtype, x.device)
-            last = _latest = (*key, *_forms(key, lambda: self._forms_for(x)))
+            # the operator is kept with its forms, so that no other can have its id
+            key = (id(self), x.shape, x.dtype, x.device)
+            _, ones, bits = _forms(key, lambda: (self, *self._forms_for(x)))
+            last = _latest = (self, *key[1:], ones, bits)
         return _kept(x, last[4], last[5])
 
     __call__ = forward  # which has the checks, and whose gradient is torch's own

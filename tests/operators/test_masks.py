@@ -1,12 +1,14 @@
 """What a mask remembers of its last call does not reach the next."""
 
 import itertools
+from dataclasses import dataclass
 
 import pytest
 import torch
 from torch import Tensor
 
 from posterior.operators import Mask
+from posterior.operators.mask import Masking
 
 
 @pytest.mark.parametrize("take", [False, True])
@@ -28,6 +30,18 @@ def test_calls_in_any_order_give_what_the_product_gives(take: bool) -> None:
         return torch.equal(masks[which](x), x * patterns[which].to(x.dtype))
 
     assert all(agrees(*first) and agrees(*second) for first in calls for second in calls)
+
+
+def test_a_mask_that_compares_by_value_has_no_hash() -> None:
+    @dataclass
+    class Left(Masking):
+        columns: int
+
+        def pattern(self, height: int, width: int) -> Tensor:
+            return (torch.arange(width) < self.columns).expand(1, 1, height, width)
+
+    x = torch.ones(1, 1, 2, 4)
+    assert [int(Left(k)(x).sum()) for k in (1, 3, 1)] == [2, 6, 2]
 
 
 def test_a_forward_of_ones_own_is_called() -> None:
