@@ -201,11 +201,9 @@ class Muon:
                 by_shape[g.shape].append((p, g.lerp(mean, self.momentum)))
         for (m, n), members in by_shape.items():
             stack = torch.stack([direction for _, direction in members])
-            unit = (
-                orthogonal(stack, half=self.half)
-                if m <= n
-                else orthogonal(stack.mT, half=self.half).mT * (m / n) ** 0.5
-            )
+            unit = orthogonal(stack if m <= n else stack.mT, half=self.half)
+            if m > n:
+                unit = unit.mT * (m / n) ** 0.5
             for (p, _), u in zip(members, unit, strict=True):
                 p.mul_(1 - self.decay * rate).add_(u.view_as(p), alpha=-rate)
                 p.grad = None
