@@ -15,6 +15,7 @@ from posterior.errors import FileProblem, InputError
 from posterior.images import read_image
 from posterior.metrics import psnr
 from posterior.priors.base import Prior
+from posterior.priors.photo import compute_dtype
 from posterior.streams import normal
 
 
@@ -104,3 +105,28 @@ def test_unknown_and_broken_priors(tmp_path: Path) -> None:
     broken.write_bytes(b"not weights")
     with pytest.raises(FileProblem, match="weights of the photo prior"):
         priors.PhotoPrior.load(broken)
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "Intel Xeon", "avx512_bf16": True, "amx_bf16": False}, None),
+        ({"cpu_name": "AMD Zen4", "avx512_bf16": True}, torch.bfloat16),
+        ({"cpu_name": "AMD Zen2", "avx512_bf16": False}, None),
+        ({"architecture": "arm64"}, None),
+    ],
+)
+def test_a_cpu_computes_in_bfloat16_where_that_is_faster(
+    monkeypatch: pytest.MonkeyPatch, cpu: dict[str, object], expected: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: cpu, raising=False)
+    assert compute_dtype(torch.device("cpu")) == expected
+    assert compute_dtype(torch.device("cuda")) == torch.bfloat16
+
+
+def test_a_torch_that_does_not_know_its_cpu_computes_in_float32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert compute_dtype(torch.device("cpu")) is None
