@@ -95,18 +95,23 @@ JUMPS: dict[str, Guidance] = {
     "Blended, mask given": guidance.Blended(transition=Anew, spacing="trailing", default_steps=8),
 }
 """For a latent consistency model, which jumps to the end and starts anew."""
-KNOBS: dict[str, tuple[str, tuple[float, ...]]] = {
-    "PostEdit": ("fusion", (0.0, 0.1, 0.5)),
-    "SDEdit": ("strength", (0.4, 0.8)),
-    "DDCM": ("strength", (0.6, 0.8)),
-    "DDIM inversion": ("strength", (0.5, 0.75)),
-    "negative-prompt inversion": ("strength", (0.5, 0.75)),
-    "EDICT": ("strength", (0.5, 0.65)),
-    "BDIA": ("strength", (0.5, 0.65)),
-    "FlowEdit": ("strength", (0.5, 0.85)),
-    "RF-Inversion": ("eta", (0.5, 0.7)),
+KNOBS: dict[str, list[dict[str, float]]] = {
+    "PostEdit": [
+        {"fusion": 0.0},
+        {"fusion": 0.5},
+        {"fusion": 0.0, "keep_fraction": 0.1},
+        {"fusion": 0.0, "keep_fraction": 0.1, "default_steps": 25},
+    ],
+    "SDEdit": [{"strength": 0.4}, {"strength": 0.8}],
+    "DDCM": [{"strength": 0.6}, {"strength": 0.8}],
+    "DDIM inversion": [{"strength": 0.5}, {"strength": 0.75}],
+    "negative-prompt inversion": [{"strength": 0.5}, {"strength": 0.75}],
+    "EDICT": [{"strength": 0.5}, {"strength": 0.65}],
+    "BDIA": [{"strength": 0.5}, {"strength": 0.65}],
+    "FlowEdit": [{"strength": 0.5}, {"strength": 0.85}],
+    "RF-Inversion": [{"eta": 0.5}, {"eta": 0.7}],
 }
-"""What trades the edit for the rest, and its values beside the default."""
+"""What trades the edit for the rest: settings beside the default."""
 NO_EDIT, TRUTH = "no edit", "the truth"
 
 
@@ -280,8 +285,9 @@ def settings(prior: Prior, args: argparse.Namespace) -> dict[str, Setting]:
         method: Any = known[name]
         variants = {name: method}
         if args.sweep and name in KNOBS:
-            knob, values = KNOBS[name]
-            variants |= {f"{name}, {knob} {v:g}": replace(method, **{knob: v}) for v in values}
+            for changed in KNOBS[name]:
+                what = ", ".join(f"{knob.replace('_', ' ')} {v:g}" for knob, v in changed.items())
+                variants[f"{name}, {what}"] = replace(method, **changed)
         for label, variant in variants.items():
             asks = variant.climbs or "source prior" in variant.needs
             setting = Setting(variant, args.steps, args.scale, args.source_scale if asks else None)
