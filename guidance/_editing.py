@@ -6,9 +6,10 @@ Up there the source's prior tells the noise, on the way down the target's.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, SupportsFloat
 
 from torch import Tensor
 
@@ -22,8 +23,8 @@ from posterior.transitions import Euler, Transition
 
 def check_strength(strength: object) -> None:
     """A number in (0, 1]."""
-    number = isinstance(strength, (int, float)) and not isinstance(strength, bool)
-    if not (number and 0 < strength <= 1):  # type: ignore[operator]  # a number
+    number = float(strength) if isinstance(strength, SupportsFloat) else math.nan
+    if isinstance(strength, bool) or not 0 < number <= 1:
         raise InputError(f"strength must be in (0, 1], got {strength!r}")
 
 

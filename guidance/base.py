@@ -55,12 +55,19 @@ class Guidance:
     "source prior"."""
     climbs: ClassVar[bool] = False
     """Whether the grid goes up from the clean source before it falls."""
+    own_rule: ClassVar[bool] = False
+    """Whether it moves by a rule of its own, so that `transition` cannot be chosen."""
     when: ClassVar[str] = "draws from the prior itself; no measurement"
     paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
 
     def __post_init__(self) -> None:
         if not isinstance(self.transition, Transition):
             raise InputTypeError(f"transition must be a Transition, got {self.transition!r}")
+        if self.own_rule and self.transition != type(self).transition:
+            raise InputError(
+                f"{type(self).__name__} moves by its own rule: leave transition={self.transition!r}"
+                " out"
+            )
         if self.spacing not in grids.NAMES:
             raise unknown_name("grid", str(self.spacing), grids.NAMES)
         if not isinstance(self.default_steps, int) or self.default_steps < 1:

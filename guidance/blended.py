@@ -32,6 +32,7 @@ class Blended(PartWay):
             noised source, which must then be given.
     """
 
+    spacing: str = "uniform"
     default_steps: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "linear", "pinv"})

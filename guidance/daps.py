@@ -76,6 +76,7 @@ class DAPS(Guidance):
     data_factor: float = 1.0
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "multimodal posteriors; no gradient of the network"
     paper: ClassVar[str] = "Zhang et al., CVPR 2025, arXiv 2407.01521"
 
@@ -96,8 +97,6 @@ class DAPS(Guidance):
             raise InputError(f"tau must be > 0 or None, got {self.tau!r}")
         if self.ode_end < 0:
             raise InputError(f"ode_end must be >= 0, got {self.ode_end!r}")
-        if self.transition != Anew:
-            raise InputError("DAPS keeps nothing of x_t: its transition is Renoise()")
 
     @staticmethod
     def preset(name: str) -> DAPS:

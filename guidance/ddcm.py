@@ -42,6 +42,7 @@ class DDCM(PartWay):
     default_steps: int = 12
 
     needs: ClassVar[frozenset[str]] = frozenset({"source", "source prior"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "editing without inversion, few-step models"
     paper: ClassVar[str] = "Xu et al., CVPR 2024, arXiv 2312.04965"
 

@@ -61,6 +61,7 @@ class EnKG(Guidance):
     last: float = 0.05
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "black boxes: the operator is only evaluated, never differentiated"
     paper: ClassVar[str] = "Zheng et al. 2024, arXiv 2409.20175"
 
@@ -75,8 +76,6 @@ class EnKG(Guidance):
         for name in ("first", "last"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
-        if self.transition != Euler:
-            raise InputError("EnKG follows the probability flow: its transition is DDIM(0)")
 
     @staticmethod
     def preset(name: str) -> EnKG:

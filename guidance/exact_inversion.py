@@ -33,6 +33,8 @@ class _Reversible(Inversion):
 
     strength: float = 0.8
 
+    own_rule: ClassVar[bool] = True
+
     def grid(self, schedule: Schedule, steps: int) -> list[Level]:
         """Up the last part of the grid of `steps` moves, and down again."""
         falling = grids.named(self.spacing, schedule, steps)

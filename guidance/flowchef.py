@@ -41,6 +41,7 @@ class FlowChef(PartWay):
     default_steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "operator gradient"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "flow models; no gradient of the network"
     paper: ClassVar[str] = "Patel et al., ICCV 2025, arXiv 2412.00100"
 

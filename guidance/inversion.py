@@ -60,8 +60,9 @@ class DDIMInversion(Inversion):
         if not rises(step):
             estimate = problem.prior(x, step.t.t)
             return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
-        # a clean x has no noise to be told of
-        told = step.s if self.label == "target" or step.t.sigma == 0 else step.t
+        # a clean x has no noise to be told of, and a network asked at alpha = 0 gives x back as eps
+        next_level = self.label == "target" and step.s.alpha > 0
+        told = step.s if next_level or step.t.sigma == 0 else step.t
         eps = source_prior(problem)(x, told.t).eps
         return {"x": ddim(x, eps, step.t, step.s), "x0": state["x0"]}
 

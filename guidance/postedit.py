@@ -20,13 +20,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
 from posterior import rows
 from posterior.errors import InputError
 from posterior.guidance import _kernels
 from posterior.guidance.base import Guidance, State, Step
+from posterior.operators.base import check_number
+from posterior.operators.mask import random_positions
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, Discrete, Level, Schedule
 from posterior.streams import Noise
@@ -64,21 +65,24 @@ class PostEdit(Guidance):
     closed: bool = True
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "editing: pass source=, and condition the prior on the target"
     paper: ClassVar[str] = "Tian et al., ICLR 2025, arXiv 2410.04844"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name in ("keep_fraction", "fusion"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)!r}")
+            check_number(name, getattr(self, name), 0, 1)
         if not isinstance(self.inner_steps, int) or self.inner_steps < 0:
             raise InputError(f"inner_steps must be an integer >= 0, got {self.inner_steps!r}")
-        for name in ("rate", "decay", "tau"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} must be > 0, got {getattr(self, name)!r}")
-        if not self.source_noise >= 0:
-            raise InputError(f"source_noise must be >= 0, got {self.source_noise!r}")
+        for name in ("rate", "decay", "tau", "source_noise"):
+            if check_number(name, getattr(self, name), 0) == 0 and name != "source_noise":
+                raise InputError(f"{name} must be > 0")
+        if self.rate >= 2 * self.tau**2:
+            raise InputError(
+                f"rate={self.rate:g} is too long a step for tau={self.tau:g}, the chain diverges:"
+                f" rate must be below 2 tau^2 = {2 * self.tau**2:g}"
+            )
 
     def nfe(self, steps: int) -> int:
         """One a step."""
@@ -96,9 +100,7 @@ class PostEdit(Guidance):
         state = super().start(problem, level, noise)
         source = state["x0"]
         area = math.prod(source.shape[-2:]) if source.ndim > 2 else source.shape[-1]
-        count = area - int((1 - self.keep_fraction) * area)
-        first = noise.uniform("mask", shape=(area,)).argsort(dim=1, stable=True)[:, :count]
-        kept = torch.zeros(len(source), area, device=source.device).scatter_(1, first, 1.0)
+        kept = random_positions(noise, round(self.keep_fraction * area), area)
         shape = source.shape[-2:] if source.ndim > 2 else source.shape[-1:]
         ones = [1] * (source.ndim - 1 - len(shape))
         mask = kept.reshape(-1, *ones, *shape).to(source.dtype).expand_as(source).clone()
@@ -135,5 +137,6 @@ class PostEdit(Guidance):
         mode = (mask * y / self.tau**2 + x0hat / prior_variance) / precision
         a = 1 - h * precision
         left = rows.power(a, self.inner_steps)
-        spent = 2 * h * (1 - left * left) / (1 - a * a)
+        # 2 h (1 - a^2M) / (1 - a^2), with 1 - a^2 by factors: a may round to 1
+        spent = 2 * (1 - left * left) / (precision * (2 - h * precision))
         return mode + left * (x0hat - mode) + spent.clamp(min=0).sqrt() * noise("kernel")

@@ -69,6 +69,7 @@ class REDdiff(Guidance):
     largest: float = math.inf
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "operator gradient"})
+    own_rule: ClassVar[bool] = True
     when: ClassVar[str] = "one good image, not a posterior sample; no gradient of the network"
     paper: ClassVar[str] = "Mardani et al., ICLR 2024, arXiv 2305.04391"
 

@@ -82,22 +82,27 @@ def table(steps: int = 100) -> list[MethodInfo]:
     return rows
 
 
-def resolve(method: Guidance | str | None, problem: Problem) -> tuple[Guidance, str]:
-    """The method to run on a problem, and why; `auto` chooses by what the problem can do."""
+def by_name(method: Guidance | str) -> Guidance:
+    """A method as it is, or the one of that name with its defaults."""
     if isinstance(method, Guidance):
-        chosen, why = method, "given"
-    elif method is None or method == "auto":
-        chosen, why = _auto(problem)
-    elif isinstance(method, str):
+        return method
+    if isinstance(method, str):
         key = method.lower().replace("_", "-")
         if key not in REGISTRY:
             raise unknown_name("method", method, [*REGISTRY, "auto"])
-        chosen, why = REGISTRY[key](), "given by name"
+        return REGISTRY[key]()
+    raise InputTypeError(
+        f"method must be a name or a guidance object, not {type(method).__name__}"
+        + ("; did you mean an instance, method=...()?" if isinstance(method, type) else "")
+    )
+
+
+def resolve(method: Guidance | str | None, problem: Problem) -> tuple[Guidance, str]:
+    """The method to run on a problem, and why; `auto` chooses by what the problem can do."""
+    if method is None or method == "auto":
+        chosen, why = _auto(problem)
     else:
-        raise InputTypeError(
-            f"method must be a name or a guidance object, not {type(method).__name__}"
-            + ("; did you mean an instance, method=...()?" if isinstance(method, type) else "")
-        )
+        chosen, why = by_name(method), "given by name" if isinstance(method, str) else "given"
     missing = lacking(chosen, problem)
     if missing:
         raise CapabilityError(f"{type(chosen).__name__} {'; '.join(missing)}")

@@ -26,6 +26,7 @@ class SDEdit(PartWay):
     """
 
     strength: float = 0.6
+    spacing: str = "uniform"
     default_steps: int = 50
 
     needs: ClassVar[frozenset[str]] = frozenset({"source"})

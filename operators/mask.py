@@ -248,10 +248,8 @@ class RandomMask(Masking):
         seeds = self.seed if isinstance(self.seed, tuple) else (self.seed,)
         size = height * width
         zeros = (0,) * len(seeds)
-        u = Noise(seeds, zeros, zeros, (size,)).uniform("mask")
         count = max(1, round(self.keep_fraction * size))
-        first = u.argsort(dim=1, stable=True)[:, :count]
-        keep = torch.zeros(len(seeds), size, dtype=torch.bool).scatter_(1, first, True)
+        keep = random_positions(Noise(seeds, zeros, zeros, (size,)), count, size)
         return keep.reshape(-1, 1, height, width)
 
     def take(self, index: Sequence[int]) -> RandomMask:
@@ -262,6 +260,13 @@ class RandomMask(Masking):
         object.__setattr__(out, "seed", tuple(self.seed[i] for i in which))
         object.__setattr__(out, "_memo", Memo())
         return out
+
+
+def random_positions(noise: Noise, count: int, size: int) -> Tensor:
+    """`count` of `size` positions for each row, without replacement: bool (rows, size)."""
+    u = noise.uniform("mask", shape=(size,))
+    first = u.argsort(dim=1, stable=True)[:, :count]
+    return torch.zeros_like(u, dtype=torch.bool).scatter_(1, first, True)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

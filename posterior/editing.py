@@ -4,7 +4,8 @@ An edit is a `Problem` as a restoration is. What the edit should show conditions
 must keep is the source, and the method says how: PostEdit measures random positions of it, blended
 diffusion puts a user's mask back, an inversion starts from its noise, FlowEdit and DDCM integrate
 the difference of two prompts, a reference's style is measured by features (`posterior.style`). The
-operator of a user's mask acts on what the prior models, latents where it is a latent one.
+operator of a user's mask acts on what the prior models, latents where it is a latent one; any other
+operator, of low frequencies or of features, can be measured in the source and kept as well.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ from torch import Tensor
 
 from posterior import guidance, rows
 from posterior.arguments import count
-from posterior.errors import CapabilityError, InputError, InputTypeError, unknown_name
+from posterior.errors import CapabilityError, InputError
 from posterior.evidence import likelihood_ratio
-from posterior.guidance import REGISTRY, Guidance
+from posterior.guidance import Guidance
+from posterior.guidance.registry import by_name
 from posterior.image_samples import ImageSamples
 from posterior.images import as_images, write_image
 from posterior.operators import Mask, Operator
+from posterior.operators.base import check_number
 from posterior.operators.mask import LatentMask
 from posterior.priors.base import Prior
 from posterior.priors.conditioning import ConditionedPrior
@@ -51,7 +54,7 @@ SCALES: dict[type[Guidance], tuple[float, float]] = {
 """Method -> the published guidance scales under the source's and the target's prompt."""
 
 KEPT_NOISE = 0.02
-"""Noise std of the kept part for methods that divide by it; others are told 0."""
+"""Noise std of what is kept for methods that divide by it; others are told 0."""
 
 
 @dataclass(frozen=True)
@@ -146,13 +149,14 @@ def edit(
     target: object = None,
     method: Guidance | str = "auto",
     edit: Tensor | str | os.PathLike[str] | None = None,
-    keep: Tensor | str | os.PathLike[str] | None = None,
+    keep: Tensor | str | os.PathLike[str] | Operator | None = None,
     reference: object = None,
     strength: float | None = None,
     n: int = 1,
     seed: int | Sequence[int] = 0,
     paste_back: bool = False,
     *,
+    keep_noise: float = KEPT_NOISE,
     negative: object = None,
     scale: float | None = None,
     source_scale: float | None = None,
@@ -173,10 +177,15 @@ def edit(
             compare two prompts, used by inversions.
         target: what the edit should show. None takes the prior as it stands, for edits by mask
             or by style.
-        method: a guidance object, its name, or "auto": PostEdit, `Blended` with a mask, and for
-            a style `DPS` from a strength of 0.45, 24 steps.
+        method: a guidance object, its name, or "auto": PostEdit, `Blended` with a mask, `MMPS` or
+            `DPS` (what is not linear) with an operator, and for a style `DPS` from a strength of
+            0.45, 24 steps.
         edit: the mask of what to repaint, 1 = repaint; a tensor (H, W) or (B, 1, H, W) or a file.
-        keep: the opposite. With a latent prior a latent is kept where all its pixels are.
+        keep: the opposite. With a latent prior a latent is kept where all its pixels are. Or an
+            operator: what it measures of the source is kept, such as the low frequencies,
+            `SuperResolution(4)`, or the structure, `FeatureMatch("self-similarity")`.
+        keep_noise: standard deviation of what is kept, in the units of the measurement, for the
+            methods that ask for a noise; less keeps it closer.
         reference: an image of any size, as `image`, whose style the edit takes over; one, or one
             for each image. With a mask the kept part is put back at the end.
         strength: of methods that have one: how far from the source, in (0, 1]; of a style edit
@@ -184,7 +193,8 @@ def edit(
         n: variants.
         seed: any integer.
         paste_back: put the kept pixels back as they were, exactly.
-        negative: what to guide away from; negative-prompt inversion takes the source itself.
+        negative: what to guide away from, by the guidance under the target; negative-prompt
+            inversion takes the source itself.
         scale, source_scale: classifier-free guidance under the target and the source; default: the
             published scales of the method (`SCALES`); 1 where the prior has no such guidance.
         likelihood: also score, by so many noise levels (8, say), how much better the target's
@@ -197,7 +207,9 @@ def edit(
         steps: default: the method's.
         max_batch, callback, progress: see `posterior.sample`.
 
-    Methods that take no mask of their own get the kept latents put back into their result.
+    Methods that take no mask of their own get the kept latents put back into their result. Of a
+    latent model, kept pixels are those of the reconstruction, so that they change by no more than
+    the codec changes them.
 
     Raises:
         PosteriorError: the subclass says which argument is at fault; nothing was run or written.
@@ -206,22 +218,38 @@ def edit(
     model = as_prior(prior)
     pixels, info = as_images(image)
     pixels = _fitting(pixels, model).to(model.device)
-    mask = _mask(edit, keep, pixels)
+    measure = keep if isinstance(keep, Operator) else None
+    if measure is not None and (edit is not None or reference is not None):
+        raise InputError("an operator as keep= says alone what is kept: give no edit=, reference=")
+    mask = _mask(edit, None if measure is not None else keep, pixels)
+    keep_noise = check_number("keep_noise", keep_noise, 0)
     if paste_back and mask is None:
         raise InputError("paste_back=True puts kept pixels back: give keep= or edit=")
     if reference is None and (style is not None or style_noise is not None):
         raise InputError("style= and style_noise= belong to a style: give reference=")
-    chosen = _method(method, mask is not None, reference is not None)
+    told_already = isinstance(model, ConditionedPrior) and model.conditioned
+    asked_for = target, mask, measure, reference
+    if method == "auto" and not told_already and all(x is None for x in asked_for):
+        raise InputError(
+            "nothing says what to change: give target=, a mask by edit= or keep=, or reference="
+        )
+    chosen = _method(method, mask is not None, reference is not None, measure, model)
     if reference is not None:
         check_method(chosen)
     chosen = _with_strength(chosen, strength)
     wanted: StyleMatch | None = None
     if reference is not None:
         wanted = style_match(reference, pixels, style, style_noise)
-    elif "measurement" in chosen.needs and mask is None:
+    elif "measurement" in chosen.needs and mask is None and measure is None:
         raise InputError(f"{type(chosen).__name__} keeps what a mask shows: give keep= or edit=")
-    if "source prior" in chosen.needs and source is None:
-        raise InputError(f"{type(chosen).__name__} compares two prompts: give source=")
+    elif measure is not None and "measurement" not in chosen.needs:
+        raise InputError(
+            f"{type(chosen).__name__} keeps the source in its own way: give no operator as keep=,"
+            ' or a method that takes a measurement, "mmps" or "dps"'
+        )
+    untold = target is None and isinstance(model, ConditionedPrior) and not told_already
+    if "source prior" in chosen.needs and (source is None or untold):
+        raise InputError(f"{type(chosen).__name__} compares two prompts: give source= and target=")
     if likelihood is not None:
         likelihood = count("likelihood", likelihood, 2)
         _check_likelihood(model, source, target)
@@ -229,7 +257,9 @@ def edit(
     if isinstance(chosen, guidance.NegativePromptInversion):
         if source is None or negative is not None:
             raise InputError("NegativePromptInversion guides away from source=: give it alone")
-        negative = source
+        negative = None if scale == 1 else source
+    elif negative is not None and target is None:
+        raise InputError("negative= is guided away from under the target's prompt: give target=")
     _check_guided(model, negative, scale, source_scale)
     if scale is not None and target is None:
         raise InputError("scale= is the guidance under the target's prompt: give target=")
@@ -238,12 +268,10 @@ def edit(
             "source_scale= is the guidance under the source's prompt: give source=, and a method"
             " that asks it"
         )
-    told = _told(model, "target", target, negative, scales[1] if scale is None else scale)
-    source_prior = (
-        _told(model, "source", source, None, scales[0] if source_scale is None else source_scale)
-        if source is not None
-        else None
-    )
+    target_scale = scales[1] if scale is None else scale
+    told = _told(model, "target", target, negative, target_scale)
+    source_told = scales[0] if source_scale is None else source_scale
+    source_prior = None if source is None else _told(model, "source", source, None, source_told)
 
     codec = model.codec
     z = pixels if codec is None else codec.encode(pixels)
@@ -251,9 +279,13 @@ def edit(
     measured: dict[str, Any] = {}
     if wanted is not None:
         measured = {"operator": wanted.operator, "y": wanted.y, "noise": wanted.noise}
-    elif "measurement" in chosen.needs and kept is not None:
-        noise = 0.0 if isinstance(chosen, guidance.Blended) else KEPT_NOISE
-        measured = {"operator": kept, "y": kept(z), "noise": noise}
+    elif "measurement" in chosen.needs:
+        asked = kept if measure is None else measure
+        assert asked is not None
+        noise = 0.0 if isinstance(chosen, guidance.Blended) else keep_noise
+        seen = pixels if codec is not None and asked.space == "image" else z
+        with torch.no_grad():
+            measured = {"operator": asked, "y": asked(seen), "noise": noise}
     out = sample(
         told, **measured, source=z, source_prior=source_prior, method=chosen, steps=steps, n=n,
         seed=seed, max_batch=max_batch, callback=callback, progress=progress,
@@ -265,6 +297,12 @@ def edit(
         latents = torch.where(stay, z, draws if latents is None else latents)
         draws = latents if codec is None else torch.stack([codec.decode(x) for x in latents])
         latents = None if codec is None else latents
+    reconstruction = pixels if codec is None else codec.decode(z)
+    still = None if mask is None else mask.pattern(pixels.shape[-2], pixels.shape[-1])
+    if still is not None:
+        still = still.to(draws.device)
+        if paste_back or codec is not None:
+            draws = torch.where(still, pixels if paste_back else reconstruction, draws)
     scores: dict[str, Tensor] = {}
     if likelihood is not None:
         a, b = (
@@ -273,23 +311,32 @@ def edit(
         )
         x = draws if latents is None else latents
         scores["log_ratio"] = likelihood_ratio(x, a, b, likelihood, seeds_of(seed, len(z)))
-    still = None if mask is None else mask.pattern(pixels.shape[-2], pixels.shape[-1])
-    if still is not None:
-        still = still.to(draws.device)
-        if paste_back:
-            draws = torch.where(still, pixels, draws)
-    facts = {**out.provenance, "source": repr(source), "target": repr(target)}
+    facts = {
+        **out.provenance,
+        "why": "chosen by posterior.edit" if method == "auto" else out.provenance["why"],
+        "source": repr(source),
+        "target": repr(target),
+        "negative": repr(negative),
+        "scale": None if target is None else target_scale,
+        "source_scale": None if source is None else source_told,
+        "keep": None if still is None else f"{float(still.double().mean()):.1%} of the pixels",
+        "paste_back": paste_back,
+        "likelihood": likelihood,
+    }
+    if n > 1 and bool((draws[1:] == draws[:1]).all()):
+        alike = f"the {n} variants are equal: nothing in {type(chosen).__name__} is random"
+        facts["notes"] = [*facts["notes"], alike]
     if wanted is not None:
         scores["style_left"] = torch.stack([wanted.left(x) for x in draws])
         facts |= wanted.facts()
-        facts["notes"] = [*out.provenance["notes"], *wanted.notes]
+        facts["notes"] = [*facts["notes"], *wanted.notes]
     return Edited(
         draws,
         {**out.diagnostics, **_scores(draws, pixels, still), **scores},
         facts,
         latents,
         source=pixels,
-        reconstruction=pixels if codec is None else codec.decode(z),
+        reconstruction=reconstruction,
         keep=still,
         reference=None if wanted is None else wanted.reference,
         info=info,
@@ -302,21 +349,20 @@ def _title(source: object, target: object, styled: bool) -> str:
     return " ".join([shown, "in the style of a reference"] if styled else [shown]).strip()
 
 
-def _method(method: Guidance | str, masked: bool, styled: bool) -> Guidance:
-    if isinstance(method, Guidance):
-        return method
-    if not isinstance(method, str):
-        raise InputTypeError(
-            f"method must be a name or a guidance object, not {type(method).__name__}"
-        )
-    key = method.lower().replace("_", "-")
-    if key == "auto" and styled:
+def _method(
+    method: Guidance | str, masked: bool, styled: bool, measure: Operator | None, prior: Prior
+) -> Guidance:
+    if method != "auto":
+        named = by_name(method)
+    elif styled:
         return METHOD
-    if key == "auto":
+    elif measure is not None:
+        decoded = prior.codec is not None and measure.space == "image"
+        return guidance.MMPS() if measure.linear and not decoded else guidance.DPS()
+    else:
         return guidance.Blended() if masked else guidance.PostEdit()
-    if key not in REGISTRY:
-        raise unknown_name("method", method, [*REGISTRY, "auto"])
-    named = REGISTRY[key]()
+    if isinstance(method, Guidance):
+        return named
     styled = styled and hasattr(named, "strength")
     return _with_strength(named, STRENGTH if styled else None)
 
@@ -364,17 +410,15 @@ def _check_likelihood(prior: Prior, source: object, target: object) -> None:
 
 def _told(prior: Prior, what: str, condition: object, negative: object, scale: float) -> Prior:
     """The prior under a prompt; as it stands where there is none."""
-    if isinstance(condition, str) and not condition.strip():
+    prompts = condition if isinstance(condition, (list, tuple)) else [condition]
+    if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):
         raise InputError(f"{what}= is an empty prompt: say what the image shows, or leave it out")
     if condition is None:
-        if negative is not None:
-            raise InputError("negative= needs target=")
         return prior
     try:
         if not isinstance(prior, ConditionedPrior):
             return prior.given(condition)
-        embedded = prior.embeds_scale
-        return prior.given(condition, None if scale == 1 or embedded else negative, scale)
+        return prior.given(condition, negative, scale)
     except CapabilityError as problem:
         raise CapabilityError(
             f"{what}={condition!r}: {problem}; take a model that reads prompts, or edit by mask"

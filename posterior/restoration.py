@@ -488,7 +488,8 @@ def as_prior(prior: object, device: str | torch.device | None = None) -> Prior:
 
         return posterior.load_prior(prior, device=device)
     raise InputTypeError(
-        f'prior must be a name such as "photo" or a prior object, not {type(prior).__name__}'
+        f'prior must be a name such as "photo" or a prior object, not {type(prior).__name__}; of a'
+        " diffusers pipeline, posterior.prior_from_pipeline(pipe) is one"
     )
 
 

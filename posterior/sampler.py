@@ -467,7 +467,8 @@ def describe_noise(
 
 def _describe_grid(levels: Sequence[Level]) -> str:
     first, last = levels[0].ratio, levels[-1].ratio
-    return f"{len(levels) - 1} steps, sigma/alpha from {first:.4g} to {last:.4g}"
+    there_and_back = f" up to {max(level.ratio for level in levels):.4g}" if first == last else ""
+    return f"{len(levels) - 1} steps, sigma/alpha from {first:.4g}{there_and_back} to {last:.4g}"
 
 
 def _versions() -> dict[str, str]:

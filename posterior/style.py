@@ -20,7 +20,7 @@ from torch import Tensor
 
 from posterior import rows
 from posterior.errors import CapabilityError, InputError, InputTypeError, PosteriorError
-from posterior.guidance import DPS, REGISTRY, Guidance
+from posterior.guidance import DAPS, DPS, MMPS, REGISTRY, Guidance
 from posterior.images import as_images
 from posterior.operators import (
     EfficientNetFeatures,
@@ -138,15 +138,17 @@ def style_match(
 
 def check_method(method: Guidance) -> None:
     """A style is a nonlinear measurement: not every method takes one."""
-    if not _takes_style(type(method)):
-        names = ", ".join(name for name, cls in REGISTRY.items() if _takes_style(cls))
+    if not _takes_style(method):
+        names = ", ".join(name for name, cls in REGISTRY.items() if _takes_style(cls()))
         raise CapabilityError(
             f"{type(method).__name__} takes no nonlinear measurement, which the style of"
             f" reference= is: leave method= out, or take one of {names}"
         )
 
 
-def _takes_style(method: type[Guidance]) -> bool:
+def _takes_style(method: Guidance) -> bool:
+    if isinstance(method, MMPS) or (isinstance(method, DAPS) and method.kernel == "exact"):
+        return False  # their linear systems are far from features: MMPS moves away from the style
     return "measurement" in method.needs and not method.needs & {"linear", "pinv"}
 
 

@@ -230,6 +230,11 @@ class ConditionedPrior(NetworkPrior):
         return self
 
     @property
+    def conditioned(self) -> bool:
+        """Whether it was given a condition."""
+        return self._condition is not None
+
+    @property
     def measurements(self) -> int | None:
         """How many measurements there are conditions for; None for any number."""
         return None if self._condition is None else self._condition.count

@@ -16,7 +16,10 @@ from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.evidence import likelihood_ratio
 from posterior.guidance import Guidance
 from posterior.guidance._editing import ddim, last_part, up_and_down
+from posterior.guidance.base import Step
+from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, Discrete, RectifiedFlow, Schedule, VPLinear
+from posterior.streams import Noise
 from posterior.transitions import Euler, Heun
 
 SHAPE = (6,)
@@ -156,7 +159,7 @@ def test_blended_keeps_y_and_paints_the_rest_as_if_it_were_alone() -> None:
     run = {"noise": 0.0, "method": guidance.Blended(), "steps": 12, "n": 2}
     out = posterior.sample(prior, mask, y, **run).draws
     assert torch.equal(mask(out.flatten(0, 1)), y.repeat(2, 1))
-    plain = posterior.sample(prior, shape=SHAPE, steps=12, n=2, seed=0).draws
+    plain = posterior.sample(prior, shape=SHAPE, steps=12, grid="uniform", n=2, seed=0).draws
     torch.testing.assert_close(out[:, 0][:, keep == 0], plain[:, 0][:, keep == 0])
     with pytest.raises(CapabilityError, match="source="):
         posterior.sample(prior, mask, y, **(run | {"method": guidance.Blended(strength=0.5)}))
@@ -314,10 +317,6 @@ def test_bdia_refuses_the_single_move_that_would_change_nothing() -> None:
 
 def test_edict_and_bdia_are_ddim_where_they_should_be() -> None:
     """EDICT with a constant eps, BDIA with gamma -> 0 on the way down: one move each."""
-    from posterior.guidance.base import Step
-    from posterior.problem import Problem
-    from posterior.streams import Noise
-
     table = Discrete.scaled_linear()
 
     class Constant(priors.NetworkPrior):
@@ -398,10 +397,6 @@ def test_flowchef_does_not_start_from_noise_halfway() -> None:
 
 def test_flowchef_descends_on_one_draws_own_loss() -> None:
     """One inner step, by hand."""
-    from posterior.guidance.base import Step
-    from posterior.problem import Problem
-    from posterior.streams import Noise
-
     flow, prior = RectifiedFlow(), white(SHIFT)
     matrix = normal(6, 3, 6)
     operator, y = operators.from_matrix(matrix), normal(7, 2, 3)
@@ -415,6 +410,34 @@ def test_flowchef_descends_on_one_draws_own_loss() -> None:
     for _ in range(2):
         x0 = x0 + 0.05 * (y - x0 @ matrix.T) @ matrix
     torch.testing.assert_close(moved, x0 + 0.5 * v)
+
+
+@pytest.mark.parametrize("schedule", [RectifiedFlow(), VPLinear(), Discrete.scaled_linear()])
+@pytest.mark.parametrize("method", [guidance.SDEdit(), guidance.Blended(strength=0.6)])
+def test_a_strength_is_a_share_of_the_time(method: Guidance, schedule: Schedule) -> None:
+    assert method.grid(schedule, 50)[0].t == pytest.approx(0.6, abs=0.01)
+
+
+def test_the_last_move_up_a_flow_is_eulers() -> None:
+    """At alpha = 0 a network gives x back as eps: it is asked about the level below."""
+    flow = RectifiedFlow()
+    prior = network(1, flow)
+    method = guidance.DDIMInversion(spacing="uniform")
+    problem, noise = Problem(prior, source=SOURCE), Noise.single(0, SHAPE, torch.float64, rows=2)
+    step = Step(3, 8, flow.level(0.75), flow.level(1.0))
+    x = method.advance(problem, {"x": SOURCE, "x0": SOURCE}, step, noise)["x"]
+    estimate = prior(SOURCE, 0.75)
+    torch.testing.assert_close(x, SOURCE + 0.25 * (estimate.eps - estimate.x0))
+
+
+@pytest.mark.parametrize(
+    "method",
+    [guidance.PostEdit, guidance.DDCM, guidance.EDICT, guidance.BDIA, guidance.FlowChef,
+     guidance.REDdiff, guidance.DAPS, guidance.EnKG],
+)  # fmt: skip
+def test_a_method_with_its_own_rule_takes_no_transition(method: type[Guidance]) -> None:
+    with pytest.raises(InputError, match=f"{method.__name__} moves by its own rule"):
+        method(transition=Heun())
 
 
 # -------------------------------------------------------------------- prompts with a known answer
@@ -436,7 +459,10 @@ EDITS: dict[str, tuple[Guidance, float]] = {
     "BDIA": (guidance.BDIA(strength=1.0), 1e-4),
     "FlowEdit": (guidance.FlowEdit(strength=1.0), 1e-9),
     "RFInversion": (guidance.RFInversion(gamma=0.0, eta=0.0), 0.15),
+    "Blended": (guidance.Blended(), 1e-9),  # told what is shared, as FlowChef
+    "FlowChef": (guidance.FlowChef(), 1e-9),
 }
+SHARED = operators.from_matrix(torch.eye(6, dtype=torch.float64)[3:])
 
 
 @pytest.mark.parametrize("name", EDITS)
@@ -444,10 +470,45 @@ def test_an_edit_reaches_the_target_and_keeps_the_rest(name: str) -> None:
     method, drift = EDITS[name]
     source, target = PROMPTS.given(0), PROMPTS.given(1)
     x = source.sample(16, seed=0)
-    out = edited(method, target, source, x=x, steps=method.default_steps)
+    keep = (
+        {"operator": SHARED, "y": SHARED(x), "noise": 0.0} if "measurement" in method.needs else {}
+    )
+    out = edited(method, target, source, x=x, steps=method.default_steps, **keep)
     assert float((out[:, :3] - 1).abs().mean()) < 0.35, "the target's component is at 1, std 0.14"
     kept = float((out[:, 3:] - x[:, 3:]).square().mean().sqrt())
     assert kept <= drift
+
+
+class Guided(priors.Prior):
+    """Classifier-free guidance of exact denoisers."""
+
+    def __init__(self, positive: priors.Prior, negative: priors.Prior, scale: float) -> None:
+        super().__init__()
+        self.positive, self.negative, self.scale = positive, negative, scale
+        self.schedule, self.event_shape = positive.schedule, positive.event_shape
+
+    def denoise(self, x_t: Tensor, t: float | Tensor) -> Tensor:
+        """x0 away from the negative one."""
+        negative = self.negative(x_t, t).x0
+        return negative + self.scale * (self.positive(x_t, t).x0 - negative)
+
+    def state(self) -> object:
+        """What defines it."""
+        return self.positive, self.negative, self.scale
+
+
+def test_negative_prompt_inversion_keeps_what_is_shared_and_overshoots_the_target() -> None:
+    """Guidance drops out where both prompts agree; one Gaussian a prompt, it extrapolates."""
+    source, target = PROMPTS.given(0), PROMPTS.given(1)
+    x = source.sample(16, seed=0)
+    outs = [
+        edited(guidance.NegativePromptInversion(), Guided(target, source, w), source, x=x, steps=50)
+        for w in (1.0, 1.5, 7.5)
+    ]
+    for out in outs:
+        assert float((out[:, 3:] - x[:, 3:]).square().mean().sqrt()) < 0.03
+    beyond = [float((out[:, :3] - 1).mean()) for out in outs]
+    assert abs(beyond[0]) < 0.1 < 0.5 < beyond[1] < 10 < beyond[2]
 
 
 def test_dps_edits_from_the_noised_source() -> None:
@@ -455,7 +516,7 @@ def test_dps_edits_from_the_noised_source() -> None:
     prior, y = white(0.2), SOURCE
     run = {"operator": operators.Identity(), "y": y, "noise": 0.3}
     still = guidance.DPS(scale=0, strength=0.4)
-    sdedit = guidance.SDEdit(strength=0.4)
+    sdedit = guidance.SDEdit(strength=0.4, spacing=still.spacing)
     assert torch.equal(edited(still, prior, **run), edited(sdedit, prior))
     method = guidance.DPS(strength=0.4)
     assert (method.nfe(10), method.vjps(10)) == (4, 4)
