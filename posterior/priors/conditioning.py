@@ -85,7 +85,8 @@ class Condition:
         plus: CFG++.
         rescale: part to which the guided output takes the spread of the conditional one.
         interval: of sigma / alpha, (low, high], where guidance is on; None for everywhere.
-        text: how the condition reads in a report.
+        text: how the condition reads in a report; "" of the empty one of a prior that was given
+            none.
     """
 
     positive: Branch
@@ -232,7 +233,7 @@ class ConditionedPrior(NetworkPrior):
     @property
     def conditioned(self) -> bool:
         """Whether it was given a condition."""
-        return self._condition is not None
+        return self._condition is not None and self._condition.text != ""
 
     @property
     def measurements(self) -> int | None:

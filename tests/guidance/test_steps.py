@@ -14,6 +14,7 @@ from torch import Tensor
 
 import posterior
 from posterior import guidance, operators, priors
+from posterior.errors import PosteriorError
 from posterior.guidance import _kernels
 from posterior.guidance._consistency import consistent
 from posterior.guidance.base import Step
@@ -355,6 +356,50 @@ def test_postedit_closed_form_is_the_law_of_the_chain() -> None:
         gain = 1 - h * (state["mask"] / 0.01**2 + 1 / width)
         mean, variance = mean + h * drift, gain**2 * variance + 2 * h
     close(drawn, mean + variance.sqrt() * noise("kernel"), 1e-9)
+
+
+def test_postedit_measures_the_fraction_it_is_told() -> None:
+    source = torch.zeros(2, 1, 10, 10, dtype=torch.float64)
+    prior = priors.Gaussian(torch.zeros(1, 10, 10, dtype=torch.float64), 1.0, schedule=VPLinear())
+    noise = Noise.single(0, (1, 10, 10), torch.float64, rows=2)
+    for fraction in (0.0, 0.2, 0.8, 0.9, 1.0):
+        method = guidance.PostEdit(keep_fraction=fraction)
+        level = method.grid(prior.schedule, 5)[0]
+        mask = method.start(Problem(prior, source=source), level, noise)["mask"]
+        assert torch.equal(mask.mean((1, 2, 3)), torch.full((2,), fraction, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("rate", [1e-8, 1e-12])
+def test_postedits_closed_form_bears_steps_that_round_away(rate: float) -> None:
+    source = torch.randn(1, 3, 4, 4, generator=generator(0))
+    prior = priors.Gaussian(torch.zeros(3, 4, 4), 1.0, schedule=VPLinear())
+    closed = guidance.PostEdit(rate=rate, inner_steps=20)
+    runs = [
+        posterior.sample(prior, source=source, method=method, seed=1).draws
+        for method in (closed, guidance.PostEdit(rate=rate, inner_steps=0))
+    ]
+    # 20 steps of 1e-8 move by 20e-8 / tau^2 = 0.002 of the distance and spread by 6e-4
+    torch.testing.assert_close(runs[0], runs[1], rtol=0, atol=0.02)
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        ({"tau": 0.002}, "rate must be below 2 tau"),
+        ({"rate": float("inf")}, "rate must be >= 0"),
+        ({"tau": 0}, "tau must be > 0"),
+        ({"tau": None}, "tau must be a number"),
+        ({"rate": "fast"}, "rate must be a number"),
+        ({"keep_fraction": 1.5}, "keep_fraction must be between 0 and 1"),
+        ({"source_noise": -1}, "source_noise must be >= 0"),
+    ],
+    ids=str,
+)
+def test_postedit_refuses_settings_that_cannot_work(
+    settings: dict[str, object], words: str
+) -> None:
+    with pytest.raises(PosteriorError, match=words):
+        guidance.PostEdit(**settings)  # type: ignore[arg-type]
 
 
 def test_postedit_returns_a_certain_source() -> None:

@@ -12,7 +12,7 @@ from pipeline_helpers import stable_diffusion
 from torch import Tensor
 
 import posterior
-from posterior import guidance, priors
+from posterior import guidance, operators, priors
 from posterior.errors import CapabilityError, FileProblem, InputError, InputTypeError
 from posterior.guidance import REGISTRY
 from posterior.images import read_image
@@ -204,6 +204,73 @@ def test_a_model_with_its_guidance_built_in_has_no_likelihood(image: Tensor) -> 
     assert prior.counts.nfe == 0
 
 
+def test_a_likelihood_is_that_of_what_is_returned() -> None:
+    """Pasting the source back undoes the edit, and the ratio says so."""
+    prior = components()
+    x = prior.given(0).sample(1, seed=0).float().clamp(-1, 1)
+    keep = torch.ones(4, 4)
+    keep[3, 3] = 0
+    run = {"source": 0, "target": 1, "likelihood": 8, "method": "dps", "steps": 8}
+    out = posterior.edit(x, prior, keep=keep, paste_back=True, **run)
+    assert float(out.diagnostics["log_ratio"]) < -100
+
+
+def test_an_operator_says_what_is_kept() -> None:
+    """The low frequencies of the source stay, to the noise; what they do not show may change."""
+    prior = priors.Gaussian(torch.zeros(1, 8, 8), 0.25, VPLinear())
+    x = prior.sample(2, seed=0).float().clamp(-1, 1)
+    low = operators.SuperResolution(2, kernel="average")
+    out = posterior.edit(x, prior, keep=low, keep_noise=0.05, n=20, steps=200)
+    assert out.provenance["method"].startswith("MMPS")
+    assert "SuperResolution" in out.provenance["operator"]
+    misfit = torch.stack([low(draw) - low(x) for draw in out.draws])
+    # N(0, 0.25 / 4) measured with noise 0.05: a posterior of std 0.049 about 0.96 y, and the
+    # first-order time steps take 5 % at 200
+    assert float(misfit.std()) == pytest.approx(0.049, rel=0.1)
+    inside = torch.stack([draw - x for draw in out.draws]).std()
+    assert float(inside) > 0.4, "the rest is new: sqrt(2) 0.43"
+    closer = posterior.edit(x, prior, keep=low, keep_noise=0.01, n=4, steps=20)
+    assert float((low(closer.draws[0]) - low(x)).std()) < 0.02
+
+
+def test_a_structure_is_kept_on_latents_too(sd: priors.Prior, image: Tensor) -> None:
+    """Features of the decoded image; nonlinear, so DPS."""
+    features = operators.SteerableFeatures(scales=1)
+    structure = operators.FeatureMatch("self-similarity", features, size=16)
+    run = {"target": PROMPTS["target"], "steps": 3, "n": 2, "seed": 5}
+    both = posterior.edit(image, sd, keep=structure, **run)
+    assert both.provenance["method"].startswith("DPS")
+    assert both.provenance["vjp"] > 0
+    alone = posterior.edit(image[1:], sd, keep=structure, **run | {"seed": 6})
+    assert torch.equal(alone.draws[:, 0], both.draws[:, 1])
+
+
+def test_the_source_prompt_does_not_touch_postedit(sd: priors.Prior, image: Tensor) -> None:
+    run = {"target": PROMPTS["target"], "steps": 3}
+    draws = [posterior.edit(image, sd, source=s, **run).draws for s in (None, "a cat", "a dog")]
+    assert torch.equal(draws[0], draws[1])
+    assert torch.equal(draws[0], draws[2])
+
+
+def test_the_provenance_says_what_was_asked(sd: priors.Prior, image: Tensor) -> None:
+    asked = {"scale": 6.0, "negative": "a dog", "paste_back": True, "likelihood": 2, "keep": KEEP}
+    facts = quick(image[:1], sd, **asked).provenance
+    assert {key: facts[key] for key in ("scale", "negative", "paste_back", "likelihood")} == {
+        "scale": 6.0, "negative": "'a dog'", "paste_back": True, "likelihood": 2,
+    }  # fmt: skip
+    assert facts["keep"] == "43.8% of the pixels"
+    assert facts["why"] == "chosen by posterior.edit"
+    named = quick(image[:1], sd, method="ddcm", source_scale=1.5).provenance
+    assert (named["source_scale"], named["why"]) == (1.5, "given")
+
+
+def test_variants_that_are_all_equal_are_said_to_be(sd: priors.Prior, image: Tensor) -> None:
+    out = quick(image[:1], sd, method="ddim-inversion", n=2)
+    assert "nothing in DDIMInversion is random" in out.report
+    assert "sigma/alpha from 0 up to" in out.report
+    assert "is random" not in quick(image[:1], sd, method="sdedit", n=2).report
+
+
 def test_a_title_shows_component_0_and_conditions_for_each_image() -> None:
     prior = components()
     x = prior.sample(2, seed=0).float().clamp(-1, 1)
@@ -266,6 +333,36 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "strength": ({"method": "sdedit", "strength": 1.5}, InputError, "strength"),
     "no strength": ({"strength": 0.5}, InputError, "has no strength"),
     "method": ({"method": "postedti"}, InputError, "postedit"),
+    "method a class": ({"method": guidance.PostEdit}, InputTypeError, "an instance"),
+    "one of the prompts": ({"target": ["a dog", " "]}, InputError, "empty prompt"),
+    "nothing asked": (
+        {"source": None, "target": None, "method": "auto"},
+        InputError,
+        "nothing says what to change",
+    ),
+    "one prompt of two": ({"target": None, "method": "ddcm"}, InputError, "source= and target="),
+    "negative unused": (
+        {"negative": "blur", "method": "mmps", "keep": KEEP},
+        InputError,
+        "no effect at scale=1",
+    ),
+    "negative at 1": ({"negative": "blur", "scale": 1.0}, InputError, "no effect at scale=1"),
+    "keep noise": ({"keep": KEEP, "keep_noise": -1.0}, InputError, "keep_noise must be"),
+    "an operator and a mask": (
+        {"keep": operators.SuperResolution(2), "edit": KEEP},
+        InputError,
+        "says alone what is kept",
+    ),
+    "an operator for PostEdit": (
+        {"keep": operators.SuperResolution(2), "method": "postedit"},
+        InputError,
+        "PostEdit keeps the source in its own way",
+    ),
+    "an operator pasted": (
+        {"keep": operators.SuperResolution(2), "paste_back": True},
+        InputError,
+        "give keep= or edit=",
+    ),
     "method a number": ({"method": 3}, InputTypeError, "name or a guidance"),
     "n": ({"n": 0}, InputError, "n must be"),
     "compares two": ({"method": "ddcm", "source": None}, InputError, "compares two prompts"),
@@ -273,10 +370,18 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "size": ({"image": torch.zeros(3, 15, 16)}, InputError, "multiples of 2"),
     "mode": ({"image": torch.zeros(4, 16, 16)}, InputError, "C = 1 or 3"),
     "missing file": ({"image": "nowhere.png"}, FileProblem, "nowhere.png"),
-    "negative alone": ({"target": None, "negative": "blur"}, InputError, "negative="),
+    "negative alone": (
+        {"method": "postedit", "target": None, "negative": "blur"},
+        InputError,
+        "negative=",
+    ),
     "likelihood alone": ({"source": None, "likelihood": 4}, InputError, "compares two prompts"),
     "one level": ({"likelihood": 1}, InputError, "likelihood must be at least 2"),
-    "scale alone": ({"target": None, "scale": 3.0}, InputError, "scale= is the guidance"),
+    "scale alone": (
+        {"method": "postedit", "target": None, "scale": 3.0},
+        InputError,
+        "scale= is the guidance",
+    ),
     "source scale alone": (
         {"method": "ddim-inversion", "source": None, "source_scale": 3.0},
         InputError,
