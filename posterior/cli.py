@@ -1,4 +1,4 @@
-"""The command line: `posterior restore`, `train-prior`, `methods`, `operators`, `demo`.
+"""The command line: `posterior restore`, `edit`, `train-prior`, `methods`, `operators`, `demo`.
 
 It speaks [0, 1] where the library speaks [-1, 1]: `--noise 0.02` is 0.02 of full scale. A command
 that cannot be carried out as written ends with code 2 before anything is computed or written; a
@@ -33,7 +33,8 @@ LONG = 600.0  # seconds after which a run wants --yes
 _ROOT_HELP = (
     "Restore images with diffusion models: several answers, and how sure they are.\n\n"
     "A blurred, holed, noisy or small photograph does not say exactly what was there before. "
-    "This program draws [bold]several[/bold] images that explain it, and maps where they agree."
+    "This program draws [bold]several[/bold] images that explain it, and maps where they agree. It "
+    "edits images in the same way: what must stay is what was seen."
 )
 _RESTORE_HELP = (
     "Restore degraded images: several draws, their mean, and a map of the uncertainty.\n\n"
@@ -99,6 +100,20 @@ _OPTIONS = {  # what the library calls its arguments -> what this program does
     "value_range sets others": "--range sets others",
     "value_range and slices are": "--range and --slices are",
     "with a lower rate=": "with a lower --rate",
+    "give keep= (1 = stays) or edit= (1 = is repainted)": "give --keep or --edit",
+    "paste_back=True puts kept pixels back: give keep= or edit=": (
+        "--paste-back puts kept pixels back: give --keep or --edit"
+    ),
+    "give keep= or edit=": "give --keep or --edit",
+    "give source= and target=": "give --source and --target",
+    "a mask by edit= or keep=, or reference=": "a mask by --edit or --keep, or --reference",
+    "style_noise= belongs to a style: give reference=": (
+        "--style-noise belongs to a style: give --reference"
+    ),
+    "source= is": "--source is",
+    "target= is": "--target is",
+    "give target=": "give --target",
+    "give source=": "give --source",
 }
 
 
@@ -343,17 +358,21 @@ def edit(
     """Edit images."""
     say = _silent if quiet else _say
     with _errors(code=2):
-        jobs = _jobs(images, out, overwrite)
-        _check_options(method, None, None)
-        if reference is not None:
-            from posterior.images import read_image
-
-            read_image(reference)
+        from posterior.editing import check_arguments
+        from posterior.editing import edit as edited
+        from posterior.images import read_image
+        from posterior.operators import Mask
         from posterior.restoration import as_prior
 
+        jobs = _jobs(images, out, overwrite)
+        check_arguments(
+            source, target, method, repaint, keep, reference, strength, paste_back, style_noise
+        )
+        if reference is not None:
+            read_image(reference)
+        if repaint is not None or keep is not None:
+            Mask(keep=keep, edit=repaint)
         loaded = as_prior(prior, device)
-
-    from posterior.editing import edit as edited
 
     failed = 0
     for job in jobs:
@@ -484,7 +503,8 @@ def methods() -> None:
             ("source", m.paper),
         ]
         _card(m.name, m.when, lines)
-    _say("--method auto takes the first of these that can use the operator.")
+    _say("--method auto takes the first of these that can use the operator; of an edit, postedit,")
+    _say("blended with a mask, dps with a reference.")
 
 
 @app.command()

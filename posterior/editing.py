@@ -24,6 +24,7 @@ from posterior.arguments import count
 from posterior.errors import CapabilityError, InputError
 from posterior.evidence import likelihood_ratio
 from posterior.guidance import Guidance
+from posterior.guidance._editing import check_strength
 from posterior.guidance.registry import by_name
 from posterior.image_samples import ImageSamples
 from posterior.images import as_images, write_image
@@ -215,18 +216,17 @@ def edit(
         PosteriorError: the subclass says which argument is at fault; nothing was run or written.
     """
     n = count("n", n, 1)
+    keep_noise = check_number("keep_noise", keep_noise, 0)
+    if reference is None and style is not None:
+        raise InputError("style= belongs to a style: give reference=")
+    check_arguments(
+        source, target, method, edit, keep, reference, strength, paste_back, style_noise
+    )  # fmt: skip
     model = as_prior(prior)
     pixels, info = as_images(image)
     pixels = _fitting(pixels, model).to(model.device)
     measure = keep if isinstance(keep, Operator) else None
-    if measure is not None and (edit is not None or reference is not None):
-        raise InputError("an operator as keep= says alone what is kept: give no edit=, reference=")
     mask = _mask(edit, None if measure is not None else keep, pixels)
-    keep_noise = check_number("keep_noise", keep_noise, 0)
-    if paste_back and mask is None:
-        raise InputError("paste_back=True puts kept pixels back: give keep= or edit=")
-    if reference is None and (style is not None or style_noise is not None):
-        raise InputError("style= and style_noise= belong to a style: give reference=")
     told_already = isinstance(model, ConditionedPrior) and model.conditioned
     asked_for = target, mask, measure, reference
     if method == "auto" and not told_already and all(x is None for x in asked_for):
@@ -234,8 +234,6 @@ def edit(
             "nothing says what to change: give target=, a mask by edit= or keep=, or reference="
         )
     chosen = _method(method, mask is not None, reference is not None, measure, model)
-    if reference is not None:
-        check_method(chosen)
     chosen = _with_strength(chosen, strength)
     wanted: StyleMatch | None = None
     if reference is not None:
@@ -248,7 +246,7 @@ def edit(
             ' or a method that takes a measurement, "mmps" or "dps"'
         )
     untold = target is None and isinstance(model, ConditionedPrior) and not told_already
-    if "source prior" in chosen.needs and (source is None or untold):
+    if "source prior" in chosen.needs and untold:
         raise InputError(f"{type(chosen).__name__} compares two prompts: give source= and target=")
     if likelihood is not None:
         likelihood = count("likelihood", likelihood, 2)
@@ -344,6 +342,50 @@ def edit(
     )
 
 
+def check_arguments(
+    source: object,
+    target: object,
+    method: Guidance | str,
+    edit: object,
+    keep: object,
+    reference: object,
+    strength: object,
+    paste_back: bool,
+    style_noise: object,
+) -> None:
+    """Raise for what is wrong with an edit whatever the image and the model, see `edit`.
+
+    The command line asks this before it loads a model.
+    """
+    if isinstance(keep, Operator):
+        if edit is not None or reference is not None:
+            raise InputError("an operator as keep= says what is kept: leave edit=, reference= out")
+    elif edit is not None and keep is not None:
+        raise InputError("give keep= (1 = stays) or edit= (1 = is repainted), not both")
+    if paste_back and edit is None and (keep is None or isinstance(keep, Operator)):
+        raise InputError("paste_back=True puts kept pixels back: give keep= or edit=")
+    if reference is None and style_noise is not None:
+        raise InputError("style_noise= belongs to a style: give reference=")
+    for what, condition in (("source", source), ("target", target)):
+        prompts = condition if isinstance(condition, (list, tuple)) else [condition]
+        if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):
+            raise InputError(
+                f"{what}= is an empty prompt: say what the image shows, or leave it out"
+            )
+    if strength is not None:
+        check_strength(strength)
+    if method != "auto":
+        named = by_name(method)
+        if reference is not None:
+            check_method(named)
+        if strength is not None and not hasattr(named, "strength"):
+            raise InputError(f"{type(named).__name__} has no strength: see its own settings")
+        if "source prior" in named.needs and source is None:
+            raise InputError(
+                f"{type(named).__name__} compares two prompts: give source= and target="
+            )
+
+
 def _title(source: object, target: object, styled: bool) -> str:
     shown = " → ".join(str(prompt) for prompt in (source, target) if prompt is not None)
     return " ".join([shown, "in the style of a reference"] if styled else [shown]).strip()
@@ -410,9 +452,6 @@ def _check_likelihood(prior: Prior, source: object, target: object) -> None:
 
 def _told(prior: Prior, what: str, condition: object, negative: object, scale: float) -> Prior:
     """The prior under a prompt; as it stands where there is none."""
-    prompts = condition if isinstance(condition, (list, tuple)) else [condition]
-    if any(isinstance(prompt, str) and not prompt.strip() for prompt in prompts):
-        raise InputError(f"{what}= is an empty prompt: say what the image shows, or leave it out")
     if condition is None:
         return prior
     try:
@@ -440,8 +479,6 @@ def _fitting(pixels: Tensor, prior: Prior) -> Tensor:
 
 
 def _mask(edit: object, keep: object, pixels: Tensor) -> Mask | None:
-    if edit is not None and keep is not None:
-        raise InputError("give keep= (1 = stays) or edit= (1 = is repainted), not both")
     if edit is None and keep is None:
         return None
     mask = Mask(keep=keep, edit=edit)  # type: ignore[arg-type]

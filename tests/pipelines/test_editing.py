@@ -351,7 +351,7 @@ BAD: dict[str, tuple[dict[str, object], type[Exception], str]] = {
     "an operator and a mask": (
         {"keep": operators.SuperResolution(2), "edit": KEEP},
         InputError,
-        "says alone what is kept",
+        "says what is kept",
     ),
     "an operator for PostEdit": (
         {"keep": operators.SuperResolution(2), "method": "postedit"},
@@ -452,8 +452,21 @@ def test_the_command_line(
     assert (tmp_path / "out" / "scene" / "draw-1.png").is_file()
     assert run("edit", "scene.png", *told) == 2
     assert "--overwrite" in capsys.readouterr().err
-    assert run("edit", "scene.png", *told, "--method", "ddcm", "--out", "other") == 1
-    assert "compares two prompts" in capsys.readouterr().err
+    capsys.readouterr()
+    faults = [  # told before the model is loaded: there is none
+        (["--method", "ddcm"], "DDCM compares two prompts: give --source and --target"),
+        (["--edit", "keep.png", "--keep", "keep.png"], "give --keep or --edit, not both"),
+        (["--strength", "1.5"], "strength must be in (0, 1], got 1.5"),
+        (["--target", " "], "--target is an empty prompt"),
+        (["--paste-back"], "--paste-back puts kept pixels back: give --keep or --edit"),
+        (["--edit", "nowhere.png"], "nowhere.png"),
+    ]
+    for words, message in faults:
+        assert run("edit", "scene.png", "--prior", "nothing", *words, "--out", "other") == 2
+        assert message in capsys.readouterr().err
+    model = ["--prior", str(tmp_path / "model")]
+    assert run("edit", "scene.png", *model, "--out", "other") == 1
+    assert "give --target, a mask by --edit or --keep, or --reference" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 
