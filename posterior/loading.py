@@ -85,7 +85,10 @@ def load_prior(
         return load_pipeline_prior(name, **options)
     if not isinstance(name, str) or Path(name).name != name:
         raise FileProblem(f"there is no file or folder {os.fspath(name)}")
-    raise unknown_name("prior", name, BUNDLED)
+    raise InputError(
+        f"{unknown_name('prior', name, BUNDLED)}; or give the folder of a diffusers pipeline, the"
+        " name of one on the hub (owner/name), or a file of weights"
+    )
 
 
 def _photo(**options: Any) -> Prior:
