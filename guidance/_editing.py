@@ -54,6 +54,11 @@ def rises(step: Step) -> bool:
     return step.s.ratio > step.t.ratio
 
 
+def told(step: Step) -> Level:
+    """The level that the network is told: that of x, or the next one of a clean x without noise."""
+    return step.s if step.t.sigma == 0 else step.t
+
+
 def source_prior(problem: Problem) -> Prior:
     """The prior under what the source shows; the target's where none was given."""
     return problem.prior if problem.source_prior is None else problem.source_prior

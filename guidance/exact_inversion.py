@@ -20,6 +20,7 @@ from posterior.guidance._editing import (
     moves,
     rises,
     source_prior,
+    told,
 )
 from posterior.guidance.base import State, Step
 from posterior.problem import Problem
@@ -169,7 +170,7 @@ class BDIA(_Reversible):
             return {"x": state["neighbour"], "x0": state["x0"], **_neighbour(x, t)}
         up = rises(step)
         prior = source_prior(problem) if up else problem.prior
-        estimate = prior(x, s.t if t.sigma == 0 else t.t)
+        estimate = prior(x, told(step).t)
         there = ddim(x, estimate.eps, t, s)
         if step.index > 0:
             back = state["neighbour"] - _to(x, estimate.eps, t, state["level"])

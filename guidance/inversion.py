@@ -25,6 +25,7 @@ from posterior.guidance._editing import (
     ddim,
     rises,
     source_prior,
+    told,
 )
 from posterior.guidance.base import State, Step
 from posterior.problem import Problem
@@ -60,10 +61,9 @@ class DDIMInversion(Inversion):
         if not rises(step):
             estimate = problem.prior(x, step.t.t)
             return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
-        # a clean x has no noise to be told of, and a network asked at alpha = 0 gives x back as eps
-        next_level = self.label == "target" and step.s.alpha > 0
-        told = step.s if next_level or step.t.sigma == 0 else step.t
-        eps = source_prior(problem)(x, told.t).eps
+        # asked at alpha = 0 a network gives x back as eps
+        ahead = self.label == "target" and step.s.alpha > 0
+        eps = source_prior(problem)(x, step.s.t if ahead else told(step).t).eps
         return {"x": ddim(x, eps, step.t, step.s), "x0": state["x0"]}
 
 

@@ -50,6 +50,9 @@ class PostEdit(Guidance):
         source_noise: standard deviation of the noise that is added to the measured source.
         closed: draw the state after M steps from its law instead of taking the steps.
 
+    A latent consistency model takes the guidance scale as an input, at one network call a step; the
+    published code guides it by two calls without that input.
+
     The levels are those of Stable Diffusion's table at index 501, 401, ..., 101 for five steps,
     evenly for others, matched by sigma / alpha under other schedules.
     """

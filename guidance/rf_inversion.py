@@ -28,6 +28,7 @@ from posterior.guidance._editing import (
     ddim,
     rises,
     source_prior,
+    told,
 )
 from posterior.guidance.base import State, Step
 from posterior.problem import Problem
@@ -65,8 +66,7 @@ class RFInversion(Inversion):
         """Up towards one sample of the noise, down towards the source."""
         x, half = state["x"], step.steps // 2
         if rises(step):
-            told = step.s if step.t.sigma == 0 else step.t  # a clean x has no noise to be told of
-            eps = source_prior(problem)(x, told.t).eps
+            eps = source_prior(problem)(x, told(step).t).eps
             mixed = (1 - self.gamma) * eps + self.gamma * noise.at(0)("controller")
             return {"x": ddim(x, mixed, step.t, step.s), "x0": state["x0"]}
         estimate = problem.prior(x, step.t.t)

@@ -52,7 +52,7 @@ SCALES: dict[type[Guidance], tuple[float, float]] = {
     guidance.RFInversion: (1.0, 3.5),
     guidance.FlowChef: (1.0, 4.5),
 }
-"""Method -> the published guidance scales under the source's and the target's prompt."""
+"""Method -> the published guidance scales under the source's and the target's prompt; others: 1."""
 
 KEPT_NOISE = 0.02
 """Noise std of what is kept for methods that divide by it; others are told 0."""
