@@ -127,16 +127,16 @@ class Mask(Masking):
 
     Args:
         keep: 1 = observed, 0 = hidden; (H, W), (1, H, W), or one for each measurement
-            (B, 1, H, W); or the path of a file: an image, white = 1 (threshold at one half), or an
-            array of zeros and ones, .npy, or .npz and .mat with one array.
+            (B, 1, H, W); or a Pillow image, white = 1 (threshold at one half); or the path of a
+            file: an image, or an array of zeros and ones, .npy, or .npz and .mat with one array.
         edit: the opposite, 1 = to repaint. Exactly one of the two is given.
     """
 
     def __init__(
         self,
         *,
-        keep: Tensor | str | os.PathLike[str] | None = None,
-        edit: Tensor | str | os.PathLike[str] | None = None,
+        keep: object = None,
+        edit: object = None,
     ) -> None:
         if (keep is None) == (edit is None):
             raise InputError(
@@ -366,6 +366,8 @@ def _as_pattern(name: str, given: object) -> Tensor:
         if not is_array_file(path):
             return _read(path)[None, None]
         given = read_array("mask", path)
+    if hasattr(given, "getbands"):
+        return _lighter(given)[None, None]
     if not isinstance(given, Tensor):
         try:
             given = torch.as_tensor(given)
@@ -389,24 +391,29 @@ def _as_pattern(name: str, given: object) -> Tensor:
     return mask.bool().clone()
 
 
+def _lighter(image: Any) -> Tensor:
+    """A Pillow image as bool (H, W): lighter than half; transparent pixels are black."""
+    import numpy as np
+    from PIL import Image, ImageOps
+
+    image = ImageOps.exif_transpose(image)
+    level = 128
+    if image.mode.startswith("I;16") or image.mode == "I":
+        image, level = image.convert("I"), 2**15
+    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        black = Image.new("RGBA", image.size, (0, 0, 0, 255))
+        image = Image.alpha_composite(black, image)
+    return torch.from_numpy(np.array(image if level > 128 else image.convert("L")) >= level)
+
+
 def _read(path: str) -> Tensor:
-    """An image file as bool (H, W): lighter than half; transparent pixels are black."""
-    from PIL import Image, ImageOps, UnidentifiedImageError
+    """An image file as bool (H, W)."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path) as file:
-            image = ImageOps.exif_transpose(file)
-            if image.mode.startswith("I;16") or image.mode == "I":
-                image, level = image.convert("I"), 2**15
-            elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
-                image = image.convert("RGBA")
-                black = Image.new("RGBA", image.size, (0, 0, 0, 255))
-                image, level = Image.alpha_composite(black, image).convert("L"), 128
-            else:
-                image, level = image.convert("L"), 128
-            import numpy as np
-
-            return torch.from_numpy(np.array(image) >= level)
+            return _lighter(file)
     except FileNotFoundError:
         raise FileProblem(f"mask file {path} does not exist") from None
     except UnidentifiedImageError:

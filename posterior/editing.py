@@ -481,7 +481,7 @@ def _fitting(pixels: Tensor, prior: Prior) -> Tensor:
 def _mask(edit: object, keep: object, pixels: Tensor) -> Mask | None:
     if edit is None and keep is None:
         return None
-    mask = Mask(keep=keep, edit=edit)  # type: ignore[arg-type]
+    mask = Mask(keep=keep, edit=edit)
     pattern = mask.pattern(pixels.shape[-2], pixels.shape[-1])
     if len(pattern) not in (1, len(pixels)):
         raise InputError(f"{len(pattern)} masks for {len(pixels)} images: give one, or one each")

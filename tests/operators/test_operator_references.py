@@ -242,6 +242,8 @@ def test_mask_files(mode: str, tmp_path) -> None:
     keep = torch.from_numpy(white > 0)
     assert torch.equal(Mask(keep=str(path)).pattern(6, 8)[0, 0], keep)
     assert torch.equal(Mask(edit=path).pattern(6, 8)[0, 0], ~keep)
+    with Image.open(path) as image:
+        assert torch.equal(Mask(keep=image).pattern(6, 8)[0, 0], keep)
 
 
 def test_fingerprints_see_parameters_and_no_caches() -> None:
