@@ -1,7 +1,8 @@
 """Markov kernels on x0 with the network left out: Langevin, damped Hamiltonian, Metropolis.
 
 Targets are densities pi known by their log gradient g(x) or, up to a constant, by log pi(x) itself,
-per row. z are standard normal, fresh in every step: `noise(name, j)`.
+per row. z are standard normal, fresh in every step: `noise(name, j)`. The step length h is a number
+or one for each row.
 
     langevin     x <- x + h g + sqrt(2 h) z                            unadjusted
     hamiltonian  v <- m v + sqrt(h) g + sqrt(2 (1 - m)) z, x <- x + sqrt(h) v   (SGHMC, Chen et al.
@@ -23,37 +24,44 @@ from posterior.streams import Noise
 Gradient = Callable[[Tensor], Tensor]
 
 
-def langevin(x: Tensor, gradient: Gradient, h: float, steps: int, noise: Noise) -> Tensor:
+def langevin(x: Tensor, gradient: Gradient, h: float | Tensor, steps: int, noise: Noise) -> Tensor:
     """`steps` unadjusted Langevin steps from x (B, *event)."""
+    h, root = rows.expand(h, x), _root(h, x)
     for j in range(steps):
-        x = x + h * gradient(x) + math.sqrt(2 * h) * noise("kernel", j)
+        x = x + h * gradient(x) + math.sqrt(2) * root * noise("kernel", j)
     return x
 
 
 def hamiltonian(
-    x: Tensor, gradient: Gradient, h: float, steps: int, noise: Noise, momentum: float
+    x: Tensor, gradient: Gradient, h: float | Tensor, steps: int, noise: Noise, momentum: float
 ) -> Tensor:
     """`steps` damped Hamiltonian steps from x with a fresh velocity; 0 <= momentum < 1."""
-    v = noise("velocity")
+    v, root = noise("velocity"), _root(h, x)
     for j in range(steps):
         z = noise("kernel", j)
-        v = momentum * v + math.sqrt(h) * gradient(x) + math.sqrt(2 * (1 - momentum)) * z
-        x = x + math.sqrt(h) * v
+        v = momentum * v + root * gradient(x) + math.sqrt(2 * (1 - momentum)) * z
+        x = x + root * v
     return x
 
 
 def metropolis(
-    x: Tensor, log_density: Callable[[Tensor], Tensor], h: float, steps: int, noise: Noise
+    x: Tensor, log_density: Callable[[Tensor], Tensor], h: float | Tensor, steps: int, noise: Noise
 ) -> Tensor:
     """`steps` random-walk Metropolis steps from x; `log_density` gives (B,).
 
     A proposal whose density is not a number is refused.
     """
-    now = log_density(x)
+    now, root = log_density(x), _root(h, x)
     for j in range(steps):
-        proposal = x + math.sqrt(h) * noise("kernel", j)
+        proposal = x + root * noise("kernel", j)
         then = log_density(proposal)
         u = noise.uniform("accept", j, shape=())
         accepted = torch.log(u).to(now) < then - now  # False for nan
         x, now = rows.where(accepted, proposal, x), torch.where(accepted, then, now)
     return x
+
+
+def _root(h: float | Tensor, x: Tensor) -> float | Tensor:
+    """The square root of h, beside x."""
+    h = rows.expand(h, x)
+    return h.sqrt() if isinstance(h, Tensor) else math.sqrt(h)

@@ -7,8 +7,10 @@ guidance is zero must reproduce the base class bit for bit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import ClassVar
+import math
+import operator
+from dataclasses import Field, dataclass, fields
+from typing import Any, ClassVar, SupportsFloat, SupportsIndex
 
 from torch import Tensor
 
@@ -21,6 +23,29 @@ from posterior.streams import Noise
 from posterior.transitions import DDPM, Transition
 
 State = dict[str, Tensor]
+
+
+def _plain(field: Field[Any], value: object) -> object:
+    """A setting that is a number or a switch as Python's own; scalars of numpy and torch will do.
+
+    Its range is the method's business, infinity included; nan is no setting.
+    """
+    kinds = str(field.type).split(" | ")
+    if value is None and "None" in kinds:
+        return None
+    if "bool" in kinds and not isinstance(value, bool):
+        raise InputTypeError(f"{field.name} must be True or False, got {value!r}")
+    if "int" in kinds:
+        if isinstance(value, bool) or not isinstance(value, SupportsIndex):
+            raise InputTypeError(f"{field.name} must be an integer, got {value!r}")
+        return operator.index(value)
+    if "float" in kinds:
+        if isinstance(value, bool) or not isinstance(value, SupportsFloat):
+            raise InputTypeError(f"{field.name} must be a number, got {value!r}")
+        if math.isnan(float(value)):
+            raise InputError(f"{field.name} must be a number, got nan")
+        return float(value)
+    return value
 
 
 @dataclass(frozen=True)
@@ -61,6 +86,8 @@ class Guidance:
     paper: ClassVar[str] = "Ho et al. 2020, Song et al. 2021"
 
     def __post_init__(self) -> None:
+        for field in fields(self):
+            object.__setattr__(self, field.name, _plain(field, getattr(self, field.name)))
         if not isinstance(self.transition, Transition):
             raise InputTypeError(f"transition must be a Transition, got {self.transition!r}")
         if self.own_rule and self.transition != type(self).transition:
@@ -68,9 +95,14 @@ class Guidance:
                 f"{type(self).__name__} moves by its own rule: leave transition={self.transition!r}"
                 " out"
             )
+        if self.transition.evaluations and "measurement" in self.needs:
+            raise InputError(
+                f"{self.transition!r} asks the prior once more, without the measurement: take"
+                f" DDIM(eta=0) for {type(self).__name__}"
+            )
         if self.spacing not in grids.NAMES:
             raise unknown_name("grid", str(self.spacing), grids.NAMES)
-        if not isinstance(self.default_steps, int) or self.default_steps < 1:
+        if self.default_steps < 1:
             raise InputError(f"default_steps must be an integer >= 1, got {self.default_steps!r}")
 
     @property

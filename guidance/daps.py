@@ -173,10 +173,12 @@ class DAPS(Guidance):
             return start + consistent(operator, r, weight, iterations=self.inner_steps)
 
         decayed = 1 - (1 - self.decay) * step.index / (step.steps + 1)
-        h = self.rate * decayed
+        h: float | Tensor = self.rate * decayed
         if not self.absolute_rate:
-            least = variance if not isinstance(variance, Tensor) else float(variance.min())
-            h = h * min(v, least)
+            if isinstance(variance, Tensor):
+                h = h * _least(variance, y).clamp(max=v)
+            else:
+                h = h * min(v, variance)
         if self.kernel == "metropolis":
 
             def log_density(x: Tensor) -> Tensor:
@@ -197,6 +199,11 @@ class DAPS(Guidance):
         if self.kernel == "langevin":
             return _kernels.langevin(centre, gradient, h, self.inner_steps, noise)
         return _kernels.hamiltonian(centre, gradient, h, self.inner_steps, noise, self.momentum)
+
+
+def _least(variance: Tensor, y: Tensor) -> Tensor:
+    """The smallest variance of each measurement, (B,)."""
+    return variance.expand(y.shape).flatten(1).amin(1)
 
 
 PRESETS: dict[str, tuple[int, float]] = {

@@ -99,6 +99,16 @@ class EnKG(Guidance):
         )
         return self.particles * (corrections + steps)
 
+    def visits(self, falling: list[Level]) -> list[Level]:
+        """All levels, some of which must correct."""
+        steps = len(falling) - 1
+        if self.updates and not any(self._corrects(i, steps) for i in range(steps)):
+            raise InputError(
+                f"EnKG corrects at none of {steps} steps: take more of them, or less first= and"
+                " last="
+            )
+        return falling
+
     def _corrects(self, index: int, steps: int) -> bool:
         return self.first * steps < index < steps - math.floor(self.last * steps)
 

@@ -47,7 +47,9 @@ class TDS(Guidance):
         threshold: resample when the effective number of particles falls below this share of K;
             1 resamples always.
 
-    `log_evidence` of the final state (B,) is the filter's estimate of log p(y).
+    A particle that meets something not finite weighs nothing from there on; a draw fails when no
+    particle of its filter is left. `evidence` of the final state is the filter's estimate of
+    log p(y).
     """
 
     particles: int = 64
@@ -118,6 +120,7 @@ class TDS(Guidance):
             else:
                 last = _likelihood(problem, x_s)
                 log_w = log_w + last - log_twist
+                log_w = torch.where(torch.isfinite(log_w), log_w, -math.inf)
         else:
             kept = math.sqrt(max(s.sigma**2 - c**2, 0.0))
             k = s.alpha - kept * t.alpha / t.sigma  # eps follows from x0
@@ -125,11 +128,15 @@ class TDS(Guidance):
             x_s = s.alpha * x0 + kept * renoise + k * d + c * z
             shift = k * k * rows.dot(d, d) + 2 * c * k * rows.dot(d, z)
             log_w = log_w - (shift / (2 * c * c)).double()
+        # what weighs nothing waits, finite, for the next resampling; a filter without weight fails
+        dead = log_w == -math.inf
+        lost = dead.reshape(-1, self.particles).all(1).repeat_interleave(self.particles)
+        x_s = rows.where(dead, state["x"], x_s)
         return {
-            "x": x_s,
-            "x0": x0,
+            "x": rows.where(lost, torch.nan * x_s, x_s),
+            "x0": rows.where(dead, state["x0"], x0),
             "log_w": log_w,
-            "log_twist": log_twist,
+            "log_twist": torch.where(dead, 0.0, log_twist),
             "log_evidence": log_evidence,
         }
 
@@ -153,7 +160,7 @@ class TDS(Guidance):
                 (effective < self.threshold * count) | (self.threshold == 1)
             ):
                 arrows = (torch.arange(count, device=own.device) + uniform[first]) / count
-                index = first + torch.searchsorted(w.cumsum(0), arrows).clamp(max=count - 1)
+                index = first + _passed(w, arrows)
                 evidence.append(log_evidence[first : first + count] + total - math.log(count))
                 own = torch.zeros_like(own)
             else:
@@ -169,8 +176,7 @@ class TDS(Guidance):
         for first in range(0, len(state["log_w"]), self.particles):
             own = state["log_w"][first : first + self.particles]
             w = torch.softmax(own, 0)
-            place = int(torch.searchsorted(w.cumsum(0), uniform[first]).clamp(max=len(w) - 1))
-            chosen.append(first + place)
+            chosen.append(first + int(_passed(w, uniform[first])))
         return state["x"][chosen]
 
     def evidence(self, state: State) -> Tensor:
@@ -178,6 +184,13 @@ class TDS(Guidance):
         own = state["log_w"].reshape(-1, self.particles)
         before = state["log_evidence"].reshape(-1, self.particles)[:, 0]
         return before + torch.logsumexp(own, 1) - math.log(self.particles)
+
+
+def _passed(w: Tensor, levels: Tensor) -> Tensor:
+    """The particle at which the running sum of the weights passes each level; one with a weight."""
+    last = torch.nonzero(w)[-1:].flatten()
+    place = torch.searchsorted(w.cumsum(0), levels)
+    return torch.minimum(place, last) if len(last) else place.clamp(max=len(w) - 1)
 
 
 def _log_normal(r: Tensor, variance: float | Tensor) -> Tensor:

@@ -40,6 +40,8 @@ def build_problem(
             check_tensor(name, value, prior)
     if source_prior is not None:
         source_prior = _beside(prior, source_prior, source)
+    if source is not None and source.is_complex():
+        raise InputTypeError("source must be real: x is (operators.ComplexFromChannels)")
     source = None if source is None else source.detach()
     if (operator is None) != (y is None):
         raise InputError("give operator and y together, or neither for unconditional draws")
@@ -67,6 +69,8 @@ def build_problem(
     expected, is_complex = _range(operator, y, event)
     if y.is_complex() and not is_complex:
         raise InputTypeError(f"y is complex, but {operator!r} gives real numbers")
+    if is_complex and operator.differentiable and not y.is_complex():
+        raise InputTypeError(f"y is real, but {operator!r} gives complex numbers: give y + 0j")
     if expected != tuple(y.shape):
         raise InputError(
             f"y has shape {tuple(y.shape)}, but {operator!r} gives {tuple(expected)} for x of"

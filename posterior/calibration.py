@@ -329,9 +329,10 @@ def calibrate(
         draws: per truth; one less than a power of two gives ranks without a remainder.
         seed: of truths, measurements, draws and randomised ranks.
         coordinates: indices into the flattened x; by default all of them, or 64 chosen at random.
-        truth: (simulations, *event), draws of the prior's law, where the prior cannot make any: a
-            network's own unconditional draws, or images that it was not trained on.
-        references: r(y) of TARP, (simulations, *event); by default `reference_points`.
+        truth: (N, *event), N >= 20 in the place of `simulations`: draws of the prior's law, where
+            the prior cannot make any: a network's own unconditional draws, or images that it was
+            not trained on.
+        references: r(y) of TARP, like the truths; by default `reference_points`.
         alpha: the false-alarm rate of all verdicts together.
 
     Raises:
@@ -582,7 +583,8 @@ def _check(
             f"references must have the shape of truth {tuple(truth.shape)}, got "
             f"{tuple(references.shape)}"
         )
-    check_number("alpha", alpha, 0, 1)
+    if not 0 < check_number("alpha", alpha, 0, 1) < 1:
+        raise InputError(f"alpha must be between 0 and 1, not {alpha:g}")
     return _coordinates(coordinates, tuple(truth.shape[1:]), seed)
 
 

@@ -110,8 +110,8 @@ def check(levels: object, schedule: Schedule) -> Grid:
             raise InputError(
                 f"level {tuple(level)} is not one of {schedule}, which has {tuple(known)} at that t"
             )
-    if grid[0].sigma == 0:
-        raise InputError("a grid must begin with noise: its first level is clean")
+    if any(level.sigma == 0 for level in grid[:-1]):
+        raise InputError("a grid must begin with noise: only its last level may be clean")
     return grid
 
 

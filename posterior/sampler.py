@@ -13,7 +13,7 @@ import platform
 import sys
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any
 
@@ -24,7 +24,7 @@ from tqdm import tqdm
 from posterior import devices, heap, rows
 from posterior.arguments import build_problem, choose_levels, count, state_dtype
 from posterior.checkpoints import Checkpoint, Saved
-from posterior.errors import InputTypeError, SamplingError
+from posterior.errors import InputError, InputTypeError, SamplingError
 from posterior.guidance.base import Guidance, State, Step
 from posterior.guidance.registry import resolve
 from posterior.operators.base import Operator
@@ -33,7 +33,7 @@ from posterior.priors.base import Counts, Prior
 from posterior.problem import Problem
 from posterior.samples import Samples
 from posterior.schedules import Level
-from posterior.streams import Noise, seeds_of
+from posterior.streams import MOST_DRAWS, Noise, seeds_of
 
 _CHECKPOINT_EVERY = 30.0  # seconds
 
@@ -178,10 +178,14 @@ def sample(
         particles=guidance.particles,
         yields=guidance.yields,
     )
+    if layout.first_draw + layout.n > MOST_DRAWS:
+        raise InputError(f"draws are numbered below 2**32: first_draw={first_draw} is too large")
     seeds = seeds_of(seed, layout.measurements)
     if callback is not None and not callable(callback):
         raise InputTypeError(f"callback must be callable, not {type(callback).__name__}")
     dtype = state_dtype(problem)
+    if problem.source is not None:
+        problem = replace(problem, source=problem.source.to(dtype))
     size = _chunk_size(prior, guidance, event, max_batch)
     identity = {
         "prior": problem.prior,

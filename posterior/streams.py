@@ -24,6 +24,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+MOST_DRAWS = 2**32  # a word of the counter
 
 
 def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:

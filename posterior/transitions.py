@@ -142,7 +142,8 @@ class Heun(Transition):
     """Heun's second-order step of the flow in r (Karras et al. 2022, algorithm 1).
 
     With x~ = x / alpha the flow is dx~/dr = eps. Euler's step is DDIM(0); the corrector averages
-    eps at both ends. The last step to r = 0, and one that comes from alpha = 0, stay Euler's.
+    eps at both ends. The last step to r = 0, and one that comes from alpha = 0, stay Euler's. The
+    second estimate is the prior's own: methods that steer by a measurement refuse it.
     """
 
     evaluations = 1

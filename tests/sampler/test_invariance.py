@@ -109,8 +109,14 @@ def test_zero_guidance_is_the_unconditional_sampler(likelihood: str, scale: floa
     assert guided.provenance["vjp"] == 0
 
 
-@pytest.mark.parametrize("transition", [DDPM, DDIM(0.0), DDIM(0.6), Heun(), Renoise()], ids=repr)
-@pytest.mark.parametrize("likelihood", [None, "gaussian"])
+@pytest.mark.parametrize(
+    ("transition", "likelihood"),
+    [
+        *((rule, None) for rule in (DDPM, DDIM(0.0), DDIM(0.6), Heun(), Renoise())),
+        *((rule, "gaussian") for rule in (DDPM, DDIM(0.0), DDIM(0.6), Renoise())),
+    ],
+    ids=repr,
+)
 def test_schedules_with_one_ratio_grid_agree(transition, likelihood: str | None) -> None:
     """VP, VE and flow describe one diffusion: same ratios, same noise, same draws to rounding."""
     ratios = torch.logspace(1.5, -2, 12, dtype=torch.float64).tolist()

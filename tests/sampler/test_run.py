@@ -185,7 +185,6 @@ def test_every_row_broken_is_an_error() -> None:
         (Guidance(), 7),
         (Guidance(transition=Heun()), 7),
         (guidance.DPS(), 5),
-        (guidance.DPS(transition=Heun()), 5),
         (guidance.DPS(likelihood="norm", transition=DDIM(0.5)), 5),
         (guidance.DPS(scale=0.0), 5),
     ],
