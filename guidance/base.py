@@ -100,7 +100,7 @@ class Guidance:
                 f"{self.transition!r} asks the prior once more, without the measurement: take"
                 f" DDIM(eta=0) for {type(self).__name__}"
             )
-        if self.spacing not in grids.NAMES:
+        if str(self.spacing) not in grids.NAMES:
             raise unknown_name("grid", str(self.spacing), grids.NAMES)
         if self.default_steps < 1:
             raise InputError(f"default_steps must be an integer >= 1, got {self.default_steps!r}")

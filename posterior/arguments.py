@@ -170,9 +170,12 @@ def check_tensor(name: str, value: Tensor, prior: Prior) -> None:
 
 def count(name: str, value: object, least: int) -> int:
     """An integer of at least `least`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
-        raise InputTypeError(f"{name} must be an integer, not {type(value).__name__}")
-    number = operator_.index(value)
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator_.index(value)  # type: ignore[arg-type]  # in try
+    except TypeError:
+        raise InputTypeError(f"{name} must be an integer, not {value!r}") from None
     if number < least:
         raise InputError(f"{name} must be at least {least}, got {number}")
     return number

@@ -460,7 +460,7 @@ def describe_noise(
         return None
     std = model.std if isinstance(model, GaussianNoise) else None
     if not isinstance(std, float):
-        return repr(model)
+        return " ".join(repr(model).split())  # a tensor is shown in several lines
     if operator.units == "image":
         range = (-1.0, 1.0)
     if operator.units == "own" or range is None:
