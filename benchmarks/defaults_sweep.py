@@ -30,7 +30,7 @@ VARIANTS: dict[str, Guidance] = {
     "DPS norm 1": guidance.DPS(likelihood="norm", scale=1.0),
     "DPS norm 3": guidance.DPS(likelihood="norm", scale=3.0),
     "MMPS": guidance.MMPS(),
-    **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 3, 5, 8, 12)},
+    **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 3, 5, 8)},
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
     **{f"DAPS spread {s}": guidance.DAPS(spread=s) for s in (0.03, 0.05, 0.1, 0.3)},
     **{
