@@ -119,9 +119,7 @@ def test_counts_are_the_formulas(name: str, steps: int) -> None:
     if getattr(method, "strength", 1) < 1:
         steps = max(steps, 3)  # part of a single step is none, and BDIA makes two
     if isinstance(method, guidance.EnKG):
-        steps = max(
-            steps, 2
-        )  # the first level is never corrected, and one correction there must be
+        steps = max(steps, 2)  # the first level is never corrected
     run = posterior.sample(prior, method=method, steps=steps, n=method.yields, **setting(method, 1))
     assert run.provenance["nfe"] * method.yields == method.nfe(steps)
     assert run.provenance["vjp"] * method.yields == method.vjps(steps)
