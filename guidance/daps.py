@@ -86,7 +86,7 @@ class DAPS(Guidance):
             raise unknown_name("kernel", str(self.kernel), get_args(Kernel))
         for name, low in (("ode_steps", 1), ("inner_steps", 0)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
+            if value < low:
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
         for name in ("spread", "rate", "decay", "data_factor"):
             if not getattr(self, name) > 0:

@@ -48,7 +48,7 @@ class DDCM(PartWay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.eta, (int, float)) and 0 <= self.eta <= 1):
+        if not 0 <= self.eta <= 1:
             raise InputError(f"eta must be in [0, 1], got {self.eta!r}")
 
     def nfe(self, steps: int) -> int:

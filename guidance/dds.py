@@ -67,7 +67,7 @@ class DDS(Guidance):
             raise InputError(f"gamma must be >= 0 or None, got {self.gamma!r}")
         if not self.spread > 0:
             raise InputError(f"spread must be > 0, got {self.spread!r}")
-        if not isinstance(self.iterations, int) or self.iterations < 1:
+        if self.iterations < 1:
             raise InputError(f"iterations must be an integer >= 1, got {self.iterations!r}")
         if not isinstance(self.tv, SliceTV | None):
             raise InputTypeError(f"tv must be a SliceTV or None, not {type(self.tv).__name__}")

@@ -79,7 +79,7 @@ class DPS(PartWay):
         if self.likelihood not in get_args(Likelihood):
             raise unknown_name("likelihood", self.likelihood, get_args(Likelihood))
         scale = self.scale
-        if scale is not None and not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
+        if scale is not None and not 0 <= scale < math.inf:
             raise InputError(f"scale must be a number >= 0 or None, got {scale!r}")
 
     @staticmethod

@@ -69,7 +69,7 @@ class EnKG(Guidance):
         super().__post_init__()
         for name, low in (("particles", 2), ("updates", 0), ("ode_steps", 1)):
             value = getattr(self, name)
-            if not isinstance(value, int) or value < low:
+            if value < low:
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
         if not 0 < self.gamma < math.inf:
             raise InputError(f"gamma must be > 0, got {self.gamma!r}")

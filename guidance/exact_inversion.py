@@ -71,7 +71,7 @@ class EDICT(_Reversible):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.mixing, (int, float)) and 0 < self.mixing <= 1):
+        if not 0 < self.mixing <= 1:
             raise InputError(f"mixing must be in (0, 1], got {self.mixing!r}")
 
     def nfe(self, steps: int) -> int:
@@ -141,7 +141,7 @@ class BDIA(_Reversible):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.gamma, (int, float)) and 0 < self.gamma <= 1):
+        if not 0 < self.gamma <= 1:
             raise InputError(f"gamma must be in (0, 1], got {self.gamma!r}")
 
     def nfe(self, steps: int) -> int:

@@ -47,9 +47,9 @@ class FlowChef(PartWay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not (isinstance(self.step, (int, float)) and 0 <= self.step < float("inf")):
+        if not 0 <= self.step < float("inf"):
             raise InputError(f"step must be a number >= 0, got {self.step!r}")
-        if not isinstance(self.inner_steps, int) or self.inner_steps < 1:
+        if self.inner_steps < 1:
             raise InputError(f"inner_steps must be an integer >= 1, got {self.inner_steps!r}")
 
     def nfe(self, steps: int) -> int:

@@ -54,9 +54,9 @@ class FlowEdit(PartWay):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.average, int) or self.average < 1:
+        if self.average < 1:
             raise InputError(f"average must be an integer >= 1, got {self.average!r}")
-        if not isinstance(self.plain, int) or self.plain < 0:
+        if self.plain < 0:
             raise InputError(f"plain must be an integer >= 0, got {self.plain!r}")
 
     def nfe(self, steps: int) -> int:

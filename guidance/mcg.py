@@ -53,7 +53,7 @@ class MCG(Guidance):
     def __post_init__(self) -> None:
         super().__post_init__()
         scale = self.scale
-        if scale is not None and not (isinstance(scale, (int, float)) and 0 <= scale < math.inf):
+        if scale is not None and not 0 <= scale < math.inf:
             raise InputError(f"scale must be a number >= 0 or None, got {scale!r}")
 
     @staticmethod

@@ -47,7 +47,7 @@ class MMPS(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.iterations, int) or self.iterations < 0:
+        if self.iterations < 0:
             raise InputError(f"iterations must be an integer >= 0, got {self.iterations!r}")
 
     def check(self, problem: Problem) -> None:

@@ -76,7 +76,7 @@ class PostEdit(Guidance):
         super().__post_init__()
         for name in ("keep_fraction", "fusion"):
             check_number(name, getattr(self, name), 0, 1)
-        if not isinstance(self.inner_steps, int) or self.inner_steps < 0:
+        if self.inner_steps < 0:
             raise InputError(f"inner_steps must be an integer >= 0, got {self.inner_steps!r}")
         for name in ("rate", "decay", "tau", "source_noise"):
             if check_number(name, getattr(self, name), 0) == 0 and name != "source_noise":

@@ -59,7 +59,7 @@ class RFInversion(Inversion):
         super().__post_init__()
         for name in ("gamma", "eta", "stop"):
             value = getattr(self, name)
-            if not (isinstance(value, (int, float)) and 0 <= value <= 1):
+            if not 0 <= value <= 1:
                 raise InputError(f"{name} must be in [0, 1], got {value!r}")
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:

@@ -64,7 +64,7 @@ class TDS(Guidance):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.particles, int) or self.particles < 1:
+        if self.particles < 1:
             raise InputError(f"particles must be an integer >= 1, got {self.particles!r}")
         if not self.spread > 0:
             raise InputError(f"spread must be > 0, got {self.spread!r}")

@@ -397,14 +397,13 @@ def _lighter(image: Any) -> Tensor:
     from PIL import Image, ImageOps
 
     image = ImageOps.exif_transpose(image)
-    level = 128
     if image.mode.startswith("I;16") or image.mode == "I":
-        image, level = image.convert("I"), 2**15
-    elif image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        return torch.from_numpy(np.array(image.convert("I")) >= 2**15)
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")
         black = Image.new("RGBA", image.size, (0, 0, 0, 255))
         image = Image.alpha_composite(black, image)
-    return torch.from_numpy(np.array(image if level > 128 else image.convert("L")) >= level)
+    return torch.from_numpy(np.array(image.convert("L")) >= 128)
 
 
 def _read(path: str) -> Tensor:
