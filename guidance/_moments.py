@@ -8,6 +8,11 @@ J = dx0/dx_t. Taken for Gaussian, with y = A x0 + n, n ~ N(0, N), and r = y - A 
 solved in the Krylov space of r, one vector-Jacobian product through the network a dimension. Exact
 for Gaussian priors. MMPS takes a few dimensions; DPS's own likelihood is the first of them.
 
+For a linear A the space can be turned towards the solution at no product with the network:
+N + v A A' with a number v for C is solved by conjugate gradients first. A blur passes some
+frequencies a thousand times better than others, and this knows it; where A A' is a multiple of I,
+as for masks, it changes nothing.
+
 C is a covariance, but sigma^2 / alpha J of a network is symmetric and positive only roughly: what
 is solved is the projected system's symmetric positive part, which has N as its lower bound.
 """
@@ -20,10 +25,13 @@ import torch
 from torch import Tensor
 
 from posterior import rows
-from posterior.guidance._solve import galerkin
+from posterior.guidance._consistency import estimate_variance
+from posterior.guidance._solve import conjugate_gradients, galerkin
 from posterior.operators.base import Operator
 from posterior.problem import Problem
 from posterior.schedules import Level
+
+_SPREAD = 0.2  # std of x0 that v stands for; of 0.03 to 0.4 the best on tuning photographs
 
 
 def guided_correction(
@@ -32,6 +40,7 @@ def guided_correction(
     t: Level,
     pull: Callable[[Tensor], Tensor],
     iterations: int,
+    inner_steps: int = 0,
 ) -> Tensor:
     """C A' u, what the measurement adds to x0, per row; nan where something is not finite.
 
@@ -40,6 +49,7 @@ def guided_correction(
         t: the level of x_t.
         pull: u -> J' u.
         iterations: dimensions of the space in which the system is solved.
+        inner_steps: of conjugate gradients that precondition it, for linear A; 0 for none.
     """
     operator, y, noise_model = problem.measured()
     a_x0, pull_operator = operator.vjp(x0)
@@ -54,7 +64,20 @@ def guided_correction(
         q = to_covariance * pull(pull_operator(weight * p))  # C A' p
         return weight * jvp(operator, x0, a_x0, q), q
 
-    return galerkin(product, weight * r, mean, iterations=iterations)
+    def white(p: Tensor) -> Tensor:
+        return rows.expand(mean, p) * p + v * weight * operator(pull_operator(weight * p))
+
+    def precondition(p: Tensor) -> Tensor:
+        return conjugate_gradients(white, p, iterations=inner_steps, tolerance=0.01).x
+
+    v = estimate_variance(t, _SPREAD)
+    return galerkin(
+        product,
+        weight * r,
+        mean,
+        iterations=iterations,
+        precondition=precondition if inner_steps > 0 and operator.linear else None,
+    )
 
 
 def precise_first(variance: float | Tensor, y: Tensor) -> tuple[float | Tensor, Tensor]:

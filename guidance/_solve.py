@@ -139,6 +139,7 @@ def galerkin(
     shift: Tensor,
     *,
     iterations: int,
+    precondition: Matvec | None = None,
 ) -> Tensor:
     """Solve (shift I + K) x = b roughly, for a K that is symmetric and positive but for errors.
 
@@ -153,48 +154,68 @@ def galerkin(
         b: (B, *shape), real or complex.
         shift: (B,), >= 0; where it is 0, directions in which S vanishes get no solution.
         iterations: products, the dimension of the space; as many tensors like p and q are kept.
+        precondition: v -> M v, close to the inverse of shift I + K, of what is left of b. It need
+            be neither linear nor symmetric: any directions will do.
 
     Returns:
         The q of x, (B, ...): the same combination of the q that x is of the p. nan in the rows in
         which something is not finite.
     """
     size = rows.norm(b)
-    basis = [_unit(b, size)]
+    unit = _unit(b, size)  # squares of tiny or huge numbers would under- or overflow
+    basis: list[Tensor] = []
+    products: list[Tensor] = []
     companions: list[Tensor] = []
     H = b.new_zeros(b.shape[0], iterations, iterations, dtype=torch.float64)
+    right = b.new_zeros(b.shape[0], iterations, dtype=torch.float64)
+    left = unit
     for j in range(iterations):
-        k_v, q = product(basis[j])
+        v = _orthonormal(left if precondition is None else precondition(left), basis)
+        k_v, q = product(v)
+        basis.append(v)
+        products.append(k_v)
         companions.append(q)
-        if j + 1 == iterations:  # no further direction: the products of the last column are enough
-            for i in range(j + 1):
-                H[:, i, j] = rows.dot(basis[i], k_v)
-            break
-        before, rest = rows.norm(k_v), k_v
-        for _ in range(2):  # once leaves rounding errors that a second time removes
-            for i in range(j + 1):
-                h = rows.dot(basis[i], rest)
-                H[:, i, j] += h
-                rest = rest - rows.expand(h, rest) * basis[i]
-        left = rows.norm(rest)
-        # what rounding leaves of a space that is exhausted is no direction
-        left = torch.where(left > 100 * torch.finfo(left.dtype).eps * before, left, 0)
-        H[:, j + 1, j] = left
-        basis.append(_unit(rest, left))
-    fine = torch.isfinite(H).all(-1).all(-1) & torch.isfinite(size)
+        for i in range(j + 1):
+            H[:, i, j] = rows.dot(basis[i], k_v)
+            H[:, j, i] = rows.dot(v, products[i])
+        right[:, j] = rows.dot(v, unit)
+        weights = _projected(H[:, : j + 1, : j + 1], right[:, : j + 1], shift.double())
+        if j + 1 < iterations:
+            left = unit
+            for weight, v, k_v in zip(weights.unbind(1), basis, products, strict=True):
+                shifted = k_v + rows.expand(shift.to(size.dtype), v) * v
+                left = left - rows.expand(weight.to(size.dtype), v) * shifted
+    scaled = (size.double()[:, None] * weights).to(size.dtype)
+    each = zip(scaled.unbind(1), companions, strict=True)
+    return reduce(torch.add, (rows.expand(weight, q) * q for weight, q in each))
+
+
+def _projected(H: Tensor, right: Tensor, shift: Tensor) -> Tensor:
+    """(shift I + |H|)^-1 right, (B, k), of (B, k, k) and (B, k); nan where H is not finite."""
+    fine = torch.isfinite(H).all(-1).all(-1)
     H = torch.where(fine[:, None, None], H, 0)
     U, singular, Wt = torch.linalg.svd(H)
     absolute = (U * singular[:, None]) @ U.mT + (Wt.mT * singular[:, None]) @ Wt
     values, vectors = torch.linalg.eigh(absolute / 2)
     values = values.clamp(min=0)
-    total = values + shift.double()[:, None]
+    total = values + shift[:, None]
     solvable = total > 1e-12 * values[:, -1:]
     inverse = torch.where(solvable, 1 / torch.where(solvable, total, 1), 0)
-    # V' b = |b| e_1
-    weights = torch.where(fine, size.double(), torch.nan)[:, None] * (
-        vectors * (inverse * vectors[:, 0])[:, None]
-    ).sum(-1)
-    each = zip(weights.to(size.dtype).unbind(1), companions, strict=True)
-    return reduce(torch.add, (rows.expand(weight, q) * q for weight, q in each))
+    coordinates = inverse * (vectors * right[:, :, None]).sum(1)
+    weights = (vectors * coordinates[:, None]).sum(-1)
+    return torch.where(fine[:, None], weights, torch.nan)
+
+
+def _orthonormal(v: Tensor, basis: list[Tensor]) -> Tensor:
+    """v without its part in the span of the basis, to unit length; 0 where nothing is left."""
+    before = rows.norm(v)
+    for _ in range(2):  # once leaves rounding errors that a second time removes
+        for u in basis:
+            v = v - rows.expand(rows.dot(u, v), v) * u
+    left = rows.norm(v)
+    # what rounding leaves of a space that is exhausted is no direction
+    exhausted = left <= 100 * torch.finfo(left.dtype).eps * before
+    return _unit(v, torch.where(exhausted, 0, left))
 
 
 def _unit(v: Tensor, norm: Tensor) -> Tensor:

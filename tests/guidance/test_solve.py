@@ -129,14 +129,22 @@ def test_galerkin_is_conjugate_gradients_where_those_are_right(iterations: int) 
 
 
 @settings(max_examples=50, deadline=None)
-@given(d=st.integers(2, 8), seed=st.integers(0, 999), iterations=st.integers(1, 10))
-def test_galerkin_is_bounded_whatever_the_matrix(d: int, seed: int, iterations: int) -> None:
+@given(
+    d=st.integers(2, 8),
+    seed=st.integers(0, 999),
+    iterations=st.integers(1, 10),
+    preconditioned=st.booleans(),
+)
+def test_galerkin_is_bounded_whatever_the_matrix(
+    d: int, seed: int, iterations: int, preconditioned: bool
+) -> None:
     """|x| <= |b| / shift even where K is neither symmetric nor positive; more products than d."""
     g = torch.Generator().manual_seed(seed)
-    k = 10 * torch.randn(2, d, d, generator=g, dtype=torch.float64)
+    k, m = 10 * torch.randn(2, 2, d, d, generator=g, dtype=torch.float64)
     b = torch.randn(2, d, generator=g, dtype=torch.float64)
     shift = torch.tensor([0.1, 1.0], dtype=torch.float64)
-    x = galerkin(own_companion(k), b, shift, iterations=iterations)
+    precondition = product(m) if preconditioned else None
+    x = galerkin(own_companion(k), b, shift, iterations=iterations, precondition=precondition)
     assert (x.norm(dim=1) <= (1 + 1e-9) * b.norm(dim=1) / shift).all()
 
 
@@ -156,14 +164,36 @@ def test_galerkin_rows_do_not_see_each_other_and_stop_cleanly() -> None:
     k[3, 2, 2] = torch.nan
     b[4, 0] = torch.inf
     shift = torch.full((5,), 0.3, dtype=torch.float64)
-    whole = galerkin(own_companion(k), b, shift, iterations=4)
-    for row in range(5):
-        part = slice(row, row + 1)
-        one = galerkin(own_companion(k[part]), b[part], shift[part], iterations=4)
-        assert torch.equal(one[0].nan_to_num(7.0), whole[row].nan_to_num(7.0))
+    m = matrices(5, 6, seed=3)
+    m[1] = torch.eye(6)
+    for preconditioned in (True, False):
+        whole = galerkin(
+            own_companion(k), b, shift, iterations=4,
+            precondition=product(m) if preconditioned else None,
+        )  # fmt: skip
+        for row in range(5):
+            part = slice(row, row + 1)
+            one = galerkin(
+                own_companion(k[part]), b[part], shift[part], iterations=4,
+                precondition=product(m[part]) if preconditioned else None,
+            )  # fmt: skip
+            assert torch.equal(one[0].nan_to_num(7.0), whole[row].nan_to_num(7.0))
     torch.testing.assert_close(whole[1], b[1] / 1.3)
     assert torch.equal(whole[2], torch.zeros(6).double())
     assert whole[3:].isnan().all()
+
+
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_galerkin_with_the_inverse_as_preconditioner_takes_one_product(scale: float) -> None:
+    """And with any other as many as the space has dimensions."""
+    k, shift = matrices(3, 6), torch.tensor([0.5, 0.0, 2.0], dtype=torch.float64)
+    b = torch.randn(3, 6, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    shifted = k + shift[:, None, None] * torch.eye(6)
+    exact = torch.linalg.solve(shifted, b)
+    perfect = scale * torch.linalg.inv(shifted)
+    for m, products in ((perfect, 1), (scale * matrices(3, 6, seed=2), 6)):
+        x = galerkin(own_companion(k), b, shift, iterations=products, precondition=product(m))
+        torch.testing.assert_close(x, exact, rtol=1e-8, atol=1e-10)
 
 
 def test_galerkin_keeps_out_of_directions_that_are_not_seen() -> None:
