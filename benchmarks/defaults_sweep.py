@@ -25,12 +25,17 @@ from posterior.transitions import DDIM
 
 VARIANTS: dict[str, Guidance] = {
     "DPS": guidance.DPS(),
+    "DPS along r": guidance.DPS(inner_steps=0),
     "DPS log_ratio": guidance.DPS(spacing="log_ratio"),
     "DPS eta 0.5": guidance.DPS(transition=DDIM(0.5)),
     "DPS norm 1": guidance.DPS(likelihood="norm", scale=1.0),
     "DPS norm 3": guidance.DPS(likelihood="norm", scale=3.0),
     "MMPS": guidance.MMPS(),
-    **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 3, 5, 8)},
+    **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 5, 8)},
+    **{
+        f"MMPS {k} iterations along r": guidance.MMPS(iterations=k, inner_steps=0)
+        for k in (2, 3, 5, 8)
+    },
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
     **{f"DAPS spread {s}": guidance.DAPS(spread=s) for s in (0.03, 0.05, 0.1, 0.3)},
     **{

@@ -68,7 +68,7 @@ def guided_correction(
         return rows.expand(mean, p) * p + v * weight * operator(pull_operator(weight * p))
 
     def precondition(p: Tensor) -> Tensor:
-        return conjugate_gradients(white, p, iterations=inner_steps, tolerance=0.01).x
+        return conjugate_gradients(white, p, iterations=inner_steps, tolerance=1e-6).x
 
     v = estimate_variance(t, _SPREAD)
     return galerkin(

@@ -19,7 +19,9 @@ The first three are tuned steps: they do not know the noise level and do not sam
 exact guided estimate of a Gaussian posterior when (N + A C A') r is parallel to r, where N is the
 covariance of the noise; u = lambda r with lambda = <r, r> / <r, (N + A C A') r>, the first step of
 conjugate gradients, costs one product with A beyond what DPS needs anyway. (Where the entries of y
-have variances of their own, r is weighted by them first.)
+have variances of their own, r is weighted by them first.) For a linear A the direction is not r but
+(N + v A A')^-1 r with a number v for C (`_moments`): r where A A' is a multiple of I, and where it
+is not, as for a blur, what else would take many steps.
 """
 
 from __future__ import annotations
@@ -67,6 +69,7 @@ class DPS(PartWay):
     likelihood: Likelihood = "gaussian"
     scale: float | None = None
     clamp: bool = False
+    inner_steps: int = 10
 
     needs: ClassVar[frozenset[str]] = frozenset(
         {"measurement", "network gradient", "operator gradient"}
@@ -81,6 +84,8 @@ class DPS(PartWay):
         scale = self.scale
         if scale is not None and not 0 <= scale < math.inf:
             raise InputError(f"scale must be a number >= 0 or None, got {scale!r}")
+        if self.inner_steps < 0:
+            raise InputError(f"inner_steps must be an integer >= 0, got {self.inner_steps!r}")
 
     @staticmethod
     def preset(name: str) -> DPS:
@@ -127,7 +132,9 @@ class DPS(PartWay):
 
         if self.likelihood == "gaussian":
             scale = 1.0 if self.scale is None else self.scale
-            correction = guided_correction(problem, estimate.x0, step.t, pull, 1)
+            correction = guided_correction(
+                problem, estimate.x0, step.t, pull, 1, self.inner_steps
+            )
             x0 = estimate.x0 + scale * correction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}

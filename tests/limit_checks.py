@@ -471,14 +471,6 @@ def photons_step(y: Tensor) -> Check:
     return check
 
 
-def one_iteration_is_not_enough(method: Guidance) -> Sizes:
-    """Root mean square error without noise where A A' is not a multiple of I."""
-    problem = measured(INVERTIBLE, 0.0)
-    draws = path(method, problem, 50, 100)[-1]
-    error = (draws - torch.linalg.solve(INVERTIBLE, DATA)).square().mean().sqrt()
-    return (float(error),)
-
-
 def weak_directions_are_too_wide(method: Guidance) -> Sizes:
     """Variance and mean of the weakly measured direction, against the sampler of the posterior.
 

@@ -39,16 +39,21 @@ def test_norm_step_by_hand(setting: tuple[Schedule, Step, Tensor]) -> None:
         torch.testing.assert_close(out["x0"][k], x0[k], rtol=0, atol=1e-10)
 
 
-def test_gaussian_step_by_hand(setting: tuple[Schedule, Step, Tensor]) -> None:
+@pytest.mark.parametrize("inner_steps", [0, 10])
+def test_gaussian_step_by_hand(setting: tuple[Schedule, Step, Tensor], inner_steps: int) -> None:
+    """Along r, or along (N + v A A')^-1 r with 1 / v = 1 / 0.2^2 + (alpha / sigma)^2."""
     schedule, step, x_t = setting
     setup, mu, cov, matrix = problem(schedule, std=0.3)
-    out = one_step(guidance.DPS(), setup, step, x_t)
+    out = one_step(guidance.DPS(inner_steps=inner_steps), setup, step, x_t)
     x0, jacobian = by_hand(mu, cov, step.t, x_t)
     conditional = step.t.sigma**2 / step.t.alpha * jacobian  # C = Cov[x0 | x_t]
+    v = 1 / (1 / 0.2**2 + (step.t.alpha / step.t.sigma) ** 2)
+    white = 0.3**2 * torch.eye(len(matrix), dtype=torch.float64) + v * matrix @ matrix.T
     for k in range(2):
         r = setup.y[k] - matrix @ x0[k]
-        inner = 0.3**2 * r + matrix @ conditional @ matrix.T @ r
-        guided = x0[k] + conditional @ matrix.T @ r * (r @ r) / (r @ inner)
+        u = torch.linalg.solve(white, r) if inner_steps else r
+        inner = 0.3**2 * u + matrix @ conditional @ matrix.T @ u
+        guided = x0[k] + conditional @ matrix.T @ u * (u @ r) / (u @ inner)
         expected = ancestral(guided, x_t[k], step.t, step.s, out["z"][k])
         torch.testing.assert_close(out["x"][k], expected, rtol=0, atol=1e-10)
 
@@ -255,7 +260,7 @@ def test_default_step_length_grows_like_the_root_of_the_dimension() -> None:
 
 
 def test_gaussian_form_weighs_entries_by_their_variance() -> None:
-    """With A = I and an isotropic prior: (N + C)^-1 r to first order of preconditioned CG."""
+    """With A = I and an isotropic prior: one step along N^-1 r, or along (N + v I)^-1 r."""
     schedule = EDM()
     prior = priors.Gaussian(torch.zeros(2, dtype=torch.float64), 1.0, schedule=schedule)
     step = Step(0, 10, schedule.level_of_ratio(0.5), schedule.level_of_ratio(0.3))
@@ -263,12 +268,13 @@ def test_gaussian_form_weighs_entries_by_their_variance() -> None:
     std = torch.tensor([[0.2, 0.6]], dtype=torch.float64)
     y = torch.tensor([[1.0, 1.0]], dtype=torch.float64)
     identity = operators.from_matrix(torch.eye(2, dtype=torch.float64))
-    out = one_step(guidance.DPS(), Problem(prior, identity, y, GaussianNoise(std)), step, x_t)
-    c = 0.25 / 1.25
+    setup = Problem(prior, identity, y, GaussianNoise(std))
+    c, v = 0.25 / 1.25, 1 / (1 / 0.2**2 + 1 / 0.5**2)
     r = y - x_t / 1.25
-    w = r / std**2
-    length = (r * w).sum() / (w * (std**2 + c) * w).sum()
-    torch.testing.assert_close(out["x0"], x_t / 1.25 + length * c * w, rtol=0, atol=1e-12)
+    for inner_steps, w in ((0, r / std**2), (10, r / (std**2 + v))):
+        out = one_step(guidance.DPS(inner_steps=inner_steps), setup, step, x_t)
+        length = (r * w).sum() / (w * (std**2 + c) * w).sum()
+        torch.testing.assert_close(out["x0"], x_t / 1.25 + length * c * w, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize(

@@ -62,7 +62,7 @@ def test_mmps(setting: tuple[Schedule, Step, Tensor]) -> None:
 def test_mmps_with_one_iteration_is_dps(setting: tuple[Schedule, Step, Tensor]) -> None:
     schedule, step, x_t = setting
     setup, *_ = problem(schedule, STD)
-    out = one_step(guidance.MMPS(iterations=1, inner_steps=0), setup, step, x_t)
+    out = one_step(guidance.MMPS(iterations=1), setup, step, x_t)
     assert torch.equal(out["x"], one_step(guidance.DPS(), setup, step, x_t)["x"])
 
 
