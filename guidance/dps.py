@@ -95,7 +95,7 @@ class DPS(PartWay):
         configuration files, which differ. All have 1000 steps, x0 clamped, the learned variance
         where the prior has one, and measured the noise of 0.05 in [-1, 1].
         """
-        if name not in PRESETS:
+        if str(name) not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         return DPS(
             likelihood="poisson" if "/poisson-" in name else "norm",
@@ -132,9 +132,7 @@ class DPS(PartWay):
 
         if self.likelihood == "gaussian":
             scale = 1.0 if self.scale is None else self.scale
-            correction = guided_correction(
-                problem, estimate.x0, step.t, pull, 1, self.inner_steps
-            )
+            correction = guided_correction(problem, estimate.x0, step.t, pull, 1, self.inner_steps)
             x0 = estimate.x0 + scale * correction
             guided = estimate.with_x0(x0)
             return {"x": self.move(problem, guided, step, noise), "x0": x0}

@@ -20,11 +20,12 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import SupportsFloat
 
 import torch
 from torch import Tensor
 
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.estimates import Estimate
 from posterior.schedules import Level
 
@@ -52,6 +53,12 @@ def fresh_noise(t: Level, s: Level, eta: float = 1.0) -> float:
     return eta * s.sigma * math.sqrt(1 - (s.ratio / t.ratio) ** 2)
 
 
+def _number(eta: object) -> float:
+    if isinstance(eta, bool) or not isinstance(eta, SupportsFloat):
+        raise InputTypeError(f"eta must be a number, got {eta!r}")
+    return float(eta)
+
+
 class Transition(ABC):
     """A step rule: the next state from the estimate at t."""
 
@@ -71,7 +78,7 @@ class DDIM(Transition):
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
+        if not 0 <= _number(self.eta) <= 1:
             raise InputError(f"eta must be in [0, 1], got {self.eta}")
 
     def __call__(
@@ -123,7 +130,7 @@ class Renoise(Transition):
     eta: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 < self.eta <= 1:
+        if not 0 < _number(self.eta) <= 1:
             raise InputError(f"eta must be in (0, 1], got {self.eta}")
 
     def __call__(

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from posterior import grids
-from posterior.errors import CapabilityError, InputError
+from posterior.errors import CapabilityError, InputError, InputTypeError
 from posterior.estimates import Estimate
 from posterior.schedules import (
     CLEAN,
@@ -219,6 +219,13 @@ def test_steps_upwards_draw_no_noise() -> None:
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(InputError):
             DDIM(bad)
+
+
+@pytest.mark.parametrize("eta", ["1", None, [1.0], True])
+@pytest.mark.parametrize("rule", [DDIM, Renoise])
+def test_eta_is_a_number(rule: type[DDIM | Renoise], eta: object) -> None:
+    with pytest.raises(InputTypeError, match="eta must be a number"):
+        rule(eta)  # type: ignore[arg-type]  # that is the test
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -148,3 +149,10 @@ def test_arguments_that_would_be_read_otherwise_than_meant() -> None:
     )
     assert out.draws.dtype == torch.float32
     assert out.provenance["dtype"] == "float32"
+
+
+@pytest.mark.parametrize("name", ["code/mro", "", [1], None])
+@pytest.mark.parametrize("method", [m for m in REGISTRY.values() if hasattr(m, "preset")])
+def test_a_preset_that_is_none_is_told(method: Any, name: object) -> None:
+    with pytest.raises(InputError, match="unknown preset"):
+        method.preset(name)
