@@ -269,7 +269,7 @@ TABLE: dict[str, dict[str, Entry]] = {
                 checks.weak_directions_are_too_wide,
             ),
             "singular values 3 and 0.3, and spread 0.8 where the direction is that of 0.2: its"
-            " length is that of the strong singular value, and the weak one is corrected too little",
+            " length is that of the strong one, and the weak one is corrected too little",
             "1.11",
             "0.11",
             within=(0.02, 0.02),
