@@ -152,7 +152,7 @@ def galerkin(
     Args:
         product: p -> (K p, q), q linear in p.
         b: (B, *shape), real or complex.
-        shift: (B,), >= 0; where it is 0, directions in which S vanishes get no solution.
+        shift: (B,), >= 0; where it is 0, directions in which K vanishes get no solution.
         iterations: products, the dimension of the space; as many tensors like p and q are kept.
         precondition: v -> M v, close to the inverse of shift I + K, of what is left of b. It need
             be neither linear nor symmetric: any directions will do.

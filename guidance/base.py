@@ -20,7 +20,7 @@ from posterior.estimates import Estimate
 from posterior.problem import Problem
 from posterior.schedules import Level, Schedule
 from posterior.streams import Noise
-from posterior.transitions import DDPM, Transition
+from posterior.transitions import DDPM, Before, Transition
 
 State = dict[str, Tensor]
 
@@ -50,12 +50,16 @@ def _plain(field: Field[Any], value: object) -> object:
 
 @dataclass(frozen=True)
 class Step:
-    """One move of a run: number `index` of `steps`, from level t to level s."""
+    """One move of a run: number `index` of `steps`, from level t to level s.
+
+    The move before it, if there is one, came from the level `before`.
+    """
 
     index: int
     steps: int
     t: Level
     s: Level
+    before: Level | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,11 +148,14 @@ class Guidance:
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate, correct, move."""
         estimate = problem.prior(state["x"], step.t.t)
-        return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+        return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
 
-    def move(self, problem: Problem, estimate: Estimate, step: Step, noise: Noise) -> Tensor:
-        """The next x by the step rule."""
-        return self.transition(estimate, step.t, step.s, noise, problem.prior)
+    def move(
+        self, problem: Problem, estimate: Estimate, step: Step, noise: Noise, state: State
+    ) -> Tensor:
+        """The next x by the step rule; the state's x0 is the estimate that the last move used."""
+        before = None if step.before is None else Before(state["x0"], step.before)
+        return self.transition(estimate, step.t, step.s, noise, problem.prior, before)
 
     def finish(self, problem: Problem, state: State, noise: Noise) -> Tensor:
         """The draws of each group, (groups * yields, *event), from the last state."""

@@ -42,5 +42,5 @@ class Blended(PartWay):
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate, move, put back."""
         estimate = problem.prior(state["x"], step.t.t)
-        x_s = self.move(problem, estimate, step, noise)
+        x_s = self.move(problem, estimate, step, noise, state)
         return {"x": projected(problem, x_s, step.s, noise), "x0": estimate.x0}

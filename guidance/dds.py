@@ -118,7 +118,7 @@ class DDS(Guidance):
         """Estimate, make it consistent with the data, move."""
         estimate = problem.prior(state["x"], step.t.t)
         if self.gamma == 0 and self.tv is None:
-            return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+            return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
         split: State = {}
         if self.tv is None:
             x0 = estimate.x0 + self._correction(problem, estimate.x0, step.t)
@@ -127,7 +127,7 @@ class DDS(Guidance):
         corrected = estimate.with_x0(x0)
         if self.keep_eps:
             corrected = replace(corrected, renoise=estimate.eps_renoise)
-        return {"x": self.move(problem, corrected, step, noise), "x0": x0, **split}
+        return {"x": self.move(problem, corrected, step, noise, state), "x0": x0, **split}
 
     def _correction(self, problem: Problem, x0: Tensor, t: Level) -> Tensor:
         """x' - x0."""

@@ -128,20 +128,20 @@ class DPS(PartWay):
             problem.prior, x, step.t.t, gradient=self.scale != 0, clamp=self.clamp
         )
         if pull is None:
-            return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+            return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
 
         if self.likelihood == "gaussian":
             scale = 1.0 if self.scale is None else self.scale
             correction = guided_correction(problem, estimate.x0, step.t, pull, 1, self.inner_steps)
             x0 = estimate.x0 + scale * correction
             guided = estimate.with_x0(x0)
-            return {"x": self.move(problem, guided, step, noise), "x0": x0}
+            return {"x": self.move(problem, guided, step, noise, state), "x0": x0}
 
         operator, y, _ = problem.measured()
         a_x0, pull_operator = operator.vjp(estimate.x0)
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
         zeta = scale_at_dimension(self.scale, x)
-        x_s = self.move(problem, estimate, step, noise)
+        x_s = self.move(problem, estimate, step, noise, state)
         return {"x": x_s + zeta * pull(pull_operator(ascent)), "x0": estimate.x0}
 
     def _ascent(self, r: Tensor, y: Tensor, problem: Problem) -> Tensor:

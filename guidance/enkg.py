@@ -126,7 +126,7 @@ class EnKG(Guidance):
                 x0 = ode_estimate(x, levels, problem.prior)
                 x = self._corrected(problem, x, x0)
         estimate = problem.prior(x, step.t.t)
-        return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+        return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
 
     def _corrected(self, problem: Problem, x: Tensor, x0: Tensor) -> Tensor:
         """The corrected particles, ensemble by ensemble, so that each sees products of one size."""

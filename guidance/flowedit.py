@@ -82,7 +82,7 @@ class FlowEdit(PartWay):
             first = step.index == 0 or left == self.plain
             x_t = between(source, noise("source"), t) + scale * (z - source) if first else z
             estimate = problem.prior(x_t, t.t)
-            return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+            return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
         difference = torch.zeros_like(z)
         for j in range(self.average):
             x_source = between(source, noise("source", j), t)

@@ -60,7 +60,7 @@ class DDIMInversion(Inversion):
         x = state["x"]
         if not rises(step):
             estimate = problem.prior(x, step.t.t)
-            return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+            return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
         # asked at alpha = 0 a network gives x back as eps
         ahead = self.label == "target" and step.s.alpha > 0
         eps = source_prior(problem)(x, step.s.t if ahead else told(step).t).eps

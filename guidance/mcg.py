@@ -81,7 +81,7 @@ class MCG(Guidance):
         estimate, pull = estimate_with_gradient(
             problem.prior, x, step.t.t, gradient=self.scale != 0, clamp=self.clamp
         )
-        x_s = self.move(problem, estimate, step, noise)
+        x_s = self.move(problem, estimate, step, noise, state)
         if pull is not None:
             a_x0, pull_operator = operator.vjp(estimate.x0)
             ascent = pull(pull_operator(unit_rows(y - a_x0)))

@@ -72,4 +72,4 @@ class MMPS(Guidance):
         )
         if problem.prior.range is not None:
             x0 = x0.clamp(*problem.prior.range)  # a mean lies there; a network's covariance may not
-        return {"x": self.move(problem, estimate.with_x0(x0), step, noise), "x0": x0}
+        return {"x": self.move(problem, estimate.with_x0(x0), step, noise, state), "x0": x0}

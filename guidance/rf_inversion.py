@@ -74,4 +74,4 @@ class RFInversion(Inversion):
             assert problem.source is not None
             x0 = (1 - self.eta) * estimate.x0 + self.eta * problem.source
             estimate = estimate.with_x0(x0)
-        return {"x": self.move(problem, estimate, step, noise), "x0": estimate.x0}
+        return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}

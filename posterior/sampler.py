@@ -346,7 +346,8 @@ class _Run:
             with tqdm(total=total, initial=self.done, disable=not show, leave=False) as bar:
                 while self.done < total:
                     t, s = self.moves[self.done]
-                    self._move(Step(self.done, total, t, s))
+                    before = self.moves[self.done - 1][0] if self.done > 0 else None
+                    self._move(Step(self.done, total, t, s, before))
                     bar.update()
                     if strict or self.done % 10 == 0 or self.done == total:
                         _check_rows(self.chunks, strict)

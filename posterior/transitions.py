@@ -8,6 +8,7 @@ All are one formula, from level t to level s with r = sigma / alpha:
       eta = 1    ancestral DDPM with the posterior variance  Ho et al. 2020
       eta = 0    Euler of the probability flow in r          Song et al. 2021b, Karras et al. 2022
     Renoise(eta) c = eta sigma_s                             Chung et al. 2024; eta = 1 forgets eps
+    DPMSolver2M  x0 extrapolated from the last two moves     Lu et al. 2022
 
 Written in r the rules hold for variance-preserving, exploding and flow schedules alike. With
 c <= sigma_s each keeps the marginals: if x0 and eps are the truth, x_s has the law of level s.
@@ -20,7 +21,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import SupportsFloat
+from typing import NamedTuple, SupportsFloat
 
 import torch
 from torch import Tensor
@@ -59,6 +60,13 @@ def _number(eta: object) -> float:
     return float(eta)
 
 
+class Before(NamedTuple):
+    """What the move before this one went by: its estimate of x0, and the level it came from."""
+
+    x0: Tensor
+    t: Level
+
+
 class Transition(ABC):
     """A step rule: the next state from the estimate at t."""
 
@@ -66,9 +74,19 @@ class Transition(ABC):
 
     @abstractmethod
     def __call__(
-        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
     ) -> Tensor:
-        """x_s. `noise("move")` gives z; `denoiser(x, t)` evaluates the prior once more."""
+        """x_s.
+
+        `noise("move")` gives z; `denoiser(x, t)` evaluates the prior once more; `before` is None in
+        the first move.
+        """
 
 
 @dataclass(frozen=True)
@@ -82,7 +100,13 @@ class DDIM(Transition):
             raise InputError(f"eta must be in [0, 1], got {self.eta}")
 
     def __call__(
-        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
     ) -> Tensor:
         """x_s; see the module."""
         c = fresh_noise(t, s, self.eta)
@@ -105,7 +129,13 @@ class LearnedVariance(Transition):
     required: bool = True
 
     def __call__(
-        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
     ) -> Tensor:
         """x_s; needs a prior that has learned its variance."""
         if estimate.variance_share is None and not self.required:
@@ -134,7 +164,13 @@ class Renoise(Transition):
             raise InputError(f"eta must be in (0, 1], got {self.eta}")
 
     def __call__(
-        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
     ) -> Tensor:
         """x_s; see the module."""
         if s.sigma == 0:
@@ -156,7 +192,13 @@ class Heun(Transition):
     evaluations = 1
 
     def __call__(
-        self, estimate: Estimate, t: Level, s: Level, noise: Draw, denoiser: Denoiser
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
     ) -> Tensor:
         """x_s; evaluates the prior a second time, at s."""
         x_s = DDIM(0.0)(estimate, t, s, noise, denoiser)
@@ -164,6 +206,48 @@ class Heun(Transition):
             return x_s
         eps_s = denoiser(x_s, s.t).eps_renoise
         return x_s + s.alpha * (s.ratio - t.ratio) / 2 * (eps_s - estimate.eps_renoise)
+
+
+@dataclass(frozen=True)
+class DPMSolver2M(Transition):
+    """Second order at one evaluation a step: DPM-Solver++(2M), eta = 0, and its SDE form, eta = 1.
+
+    Lu et al. 2022, "DPM-Solver++", arXiv 2211.01095, algorithm 2. With h = log r_t / r_s
+
+        x_s = (sigma_s / sigma_t) e^(-eta h) x_t + alpha_s (1 - e^(-(1 + eta) h)) x0' + c z
+        x0' = x0 + h / (2 h_before) (x0 - x0_before)              c = sigma_s sqrt(1 - e^(-2 eta h))
+
+    DDPM's draws are too much alike in few steps: of N(0, v) 25 steps give 0.55 to 0.65 v, this 1.1
+    to 1.2 v, 50 steps 0.7 to 0.8 and 1.03 to 1.06, 100 steps 0.85 to 0.9 and 1.01. The first move,
+    with nothing before it, is of first order.
+    """
+
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= _number(self.eta) <= 1:
+            raise InputError(f"eta must be in [0, 1], got {self.eta}")
+
+    def __call__(
+        self,
+        estimate: Estimate,
+        t: Level,
+        s: Level,
+        noise: Draw,
+        denoiser: Denoiser,
+        before: Before | None = None,
+    ) -> Tensor:
+        """x_s; see the class."""
+        if s.sigma == 0:
+            return s.alpha * estimate.x0
+        shrinks = min(s.ratio / t.ratio, 1.0) ** self.eta  # e^(-eta h)
+        c = s.sigma * math.sqrt(1 - shrinks**2)
+        x_s = move(estimate.x0, estimate.eps_renoise, s, c, noise("move") if c > 0 else None)
+        if before is None or not before.t.ratio > t.ratio > s.ratio:
+            return x_s
+        h, h_before = math.log(t.ratio / s.ratio), math.log(before.t.ratio / t.ratio)
+        weight = s.alpha * (1 - shrinks * s.ratio / t.ratio) * h / (2 * h_before)
+        return x_s + weight * (estimate.x0 - before.x0)
 
 
 DDPM = DDIM(eta=1.0)

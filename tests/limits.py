@@ -94,7 +94,7 @@ def go(
     state = method.start(problem, levels[0], noise)  # type: ignore[arg-type]  # UnitNoise: duck
     states = [state]
     for k, (t, s) in enumerate(pairwise(levels)):
-        step = Step(k, len(levels) - 1, t, s)
+        step = Step(k, len(levels) - 1, t, s, levels[k - 1] if k > 0 else None)
         state = method.advance(problem, state, step, noise.at(k + 1))  # type: ignore[arg-type]
         states.append(state)
     return states

@@ -26,6 +26,8 @@ from posterior.schedules import (
 from posterior.transitions import (
     DDIM,
     DDPM,
+    Before,
+    DPMSolver2M,
     Euler,
     Heun,
     LearnedVariance,
@@ -37,7 +39,7 @@ from posterior.transitions import (
 )
 
 SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), RectifiedFlow(), Discrete.linear()]
-RULES: list[Transition] = [DDPM, DDIM(0.5), Euler, Renoise(), Heun()]
+RULES: list[Transition] = [DDPM, DDIM(0.5), Euler, Renoise(), Heun(), DPMSolver2M()]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -222,8 +224,8 @@ def test_steps_upwards_draw_no_noise() -> None:
 
 
 @pytest.mark.parametrize("eta", ["1", None, [1.0], True])
-@pytest.mark.parametrize("rule", [DDIM, Renoise])
-def test_eta_is_a_number(rule: type[DDIM | Renoise], eta: object) -> None:
+@pytest.mark.parametrize("rule", [DDIM, Renoise, DPMSolver2M])
+def test_eta_is_a_number(rule: type[DDIM | Renoise | DPMSolver2M], eta: object) -> None:
     with pytest.raises(InputTypeError, match="eta must be a number"):
         rule(eta)  # type: ignore[arg-type]  # that is the test
 
@@ -270,8 +272,52 @@ def test_vp_ve_and_flow_agree(rule: Transition) -> None:
         levels = [schedule.level_of_ratio(r) for r in ratios] + [CLEAN]
         denoiser = standard(schedule, 0.6)
         x = levels[0].alpha * levels[0].ratio * noise[-1]
+        before = None
         for k, (t, s) in enumerate(itertools.pairwise(levels)):
-            x = rule(denoiser(x, t.t), t, s, lambda _, k=k: noise[k], denoiser)
+            estimate = denoiser(x, t.t)
+            x = rule(estimate, t, s, lambda _, k=k: noise[k], denoiser, before)
+            before = Before(estimate.x0, t)
         results.append(x)
     for other in results[1:]:
         assert torch.allclose(other, results[0], rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_second_order_step_by_its_equations(schedule: Schedule, eta: float) -> None:
+    """Lu et al. 2022, with lambda = log(alpha / sigma); first order with no move before it."""
+    levels = [schedule.level(t) for t in (0.9, 0.8, 0.6)]
+    before, t, s = levels
+    lam = [math.log(level.alpha / level.sigma) for level in levels]
+    h_before, h = lam[1] - lam[0], lam[2] - lam[1]
+    x_t, x0, older = normal(4, 3), normal(4, 3, seed=1), normal(4, 3, seed=2)
+    estimate = Estimate(x_t, t.t, schedule, x0)
+    rule = DPMSolver2M(eta)
+    for last, extrapolated in (
+        (None, x0),
+        (Before(older, before), x0 + h / (2 * h_before) * (x0 - older)),
+    ):
+        expected = (
+            s.sigma / t.sigma * math.exp(-eta * h) * x_t
+            + s.alpha * (1 - math.exp(-(1 + eta) * h)) * extrapolated
+            + s.sigma * math.sqrt(1 - math.exp(-2 * eta * h)) * draw("move")
+        )
+        got = rule(estimate, t, s, draw, standard(schedule), last)
+        torch.testing.assert_close(got, expected, rtol=1e-10, atol=1e-10)
+    if eta in (0.0, 1.0):  # where both are the textbook's
+        first = DDIM(eta)(estimate, t, s, draw, standard(schedule))
+        torch.testing.assert_close(rule(estimate, t, s, draw, standard(schedule)), first)
+
+
+def test_second_order_step_from_pure_noise() -> None:
+    """alpha = 0 lies infinitely far: there is nothing to extrapolate from."""
+    flow = RectifiedFlow()
+    t, s = flow.level(0.8), flow.level(0.6)
+    x0 = normal(4, 3)
+    estimate = Estimate(normal(4, 3, seed=1), t.t, flow, x0)
+    rule, far = DPMSolver2M(), Before(normal(4, 3, seed=2), flow.level(1.0))
+    alone = rule(estimate, t, s, draw, standard(flow))
+    assert torch.equal(rule(estimate, t, s, draw, standard(flow), far), alone)
+    for eta in (0.0, 1.0):
+        start = Estimate(normal(4, 3, seed=1), 1.0, flow, x0)
+        assert DPMSolver2M(eta)(start, flow.level(1.0), t, draw, standard(flow)).isfinite().all()

@@ -17,12 +17,14 @@ from posterior.guidance.base import Guidance
 from posterior.operators.base import Operator
 from posterior.priors.base import Prior
 from posterior.schedules import EDM, RectifiedFlow, Schedule, VPLinear
+from posterior.transitions import DPMSolver2M
 
 SHAPE = (3, 4, 4)
 SMALL = {"tds": {"particles": 4}, "enkg": {"particles": 6}}  # ensembles of a size for tests
 VARIANTS: dict[str, Guidance] = {
     **{name: cls(**SMALL.get(name, {})) for name, cls in REGISTRY.items()},
     "dps-norm": guidance.DPS(likelihood="norm"),
+    "dps-2m": guidance.DPS(transition=DPMSolver2M()),
     "dds-published": guidance.DDS.preset("code/mri"),
     "dds-noiseless": guidance.DDS(gamma=float("inf")),
     "daps-langevin": guidance.DAPS(kernel="langevin", inner_steps=3, ode_steps=2),

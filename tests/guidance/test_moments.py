@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -24,6 +25,7 @@ from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
 from posterior.schedules import EDM, RectifiedFlow, Schedule, VPLinear
 from posterior.streams import Noise
+from posterior.transitions import DPMSolver2M
 
 
 def problem(
@@ -62,6 +64,24 @@ EXACT = {
     "MMPS, any prior": (guidance.MMPS(iterations=2 * M), correlated()),
     "DDS, isotropic prior": (guidance.DDS(spread=0.8, iterations=2 * D), 0.64),
 }
+SECOND_ORDER = {
+    "no data": (Guidance(), correlated()),
+    **EXACT,
+}
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VPLinear(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("eta", [0.0, 1.0])
+@pytest.mark.parametrize("name", SECOND_ORDER)
+def test_multistep_moves_are_of_second_order(name: str, eta: float, schedule: Schedule) -> None:
+    """Errors of the covariance fall like 1 / steps^2, under guidance as without."""
+    method, covariance = SECOND_ORDER[name]
+    prob, _, exact = problem(covariance, schedule)
+    if name == "no data":
+        exact = torch.as_tensor(covariance, dtype=torch.float64)
+    method = replace(method, transition=DPMSolver2M(eta))
+    coarse, fine = (float((law(method, prob, steps)[1] - exact).norm()) for steps in (40, 80))
+    assert 3.2 < coarse / fine < 5
 
 
 @pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VPLinear(), RectifiedFlow()], ids=repr)
