@@ -23,10 +23,13 @@ from posterior.calibration import calibrate
 from posterior.guidance.base import Guidance
 from posterior.operators import from_matrix
 from posterior.samples import to_json, write_atomically
+from posterior.transitions import DPMSolver2M
 
 D, M = 8, 4
 METHODS: dict[str, Guidance] = {
     "MMPS": guidance.MMPS(iterations=M),
+    "MMPS, 25 steps": guidance.MMPS(iterations=M),
+    "MMPS, 25 multistep moves": guidance.MMPS(iterations=M, transition=DPMSolver2M()),
     "DPS": guidance.DPS(),
     "DPS as published, zeta 0.1": guidance.DPS(likelihood="norm", scale=0.1),
     "DDS": guidance.DDS(spread=1.0, iterations=D),
@@ -38,6 +41,7 @@ METHODS: dict[str, Guidance] = {
     "EnKG": guidance.EnKG(particles=63),
     "TDS, 16 particles": guidance.TDS(particles=16, spread=1.0),
 }
+STEPS = {"EnKG": 80, "MMPS, 25 steps": 25, "MMPS, 25 multistep moves": 25}  # else --steps
 
 
 def setting() -> tuple[priors.Gaussian, operators.Operator]:
@@ -75,7 +79,7 @@ def main() -> None:
     prior, operator = setting()
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     for name in args.methods:
-        method, steps = METHODS[name], 80 if name == "EnKG" else args.steps
+        method, steps = METHODS[name], STEPS.get(name, args.steps)
         settings = f"{method!r}, {steps} steps, {args.simulations} x {args.draws}"
         if results.get(name, {}).get("settings") == settings:
             continue
