@@ -21,7 +21,7 @@ from posterior import guidance
 from posterior.guidance.base import Guidance
 from posterior.metrics import psnr
 from posterior.operators.noise import GaussianNoise
-from posterior.transitions import DDIM
+from posterior.transitions import DDIM, DPMSolver2M
 
 VARIANTS: dict[str, Guidance] = {
     "DPS": guidance.DPS(),
@@ -31,6 +31,7 @@ VARIANTS: dict[str, Guidance] = {
     "DPS norm 1": guidance.DPS(likelihood="norm", scale=1.0),
     "DPS norm 3": guidance.DPS(likelihood="norm", scale=3.0),
     "MMPS": guidance.MMPS(),
+    "MMPS multistep": guidance.MMPS(transition=DPMSolver2M()),
     **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 5, 8)},
     **{
         f"MMPS {k} iterations along r": guidance.MMPS(iterations=k, inner_steps=0)

@@ -6,9 +6,10 @@
 
 Six photographs of the `test` split (the first of the manifest), 128x128: the prior was not trained
 and nothing was tuned on them. A method visits the 50 levels at which its defaults were chosen;
-MMPS, whose steps cost twice as much, 25. The two that move particles together, EnKG and TDS, make
-at most 100 network evaluations per particle, on 64x64 and one task only; per draw that is their
-ensemble's over the n that are kept.
+MMPS, whose steps cost twice as much, 25. On 64x64 and one task only: MMPS in moves of second order,
+for the width of its draws, and the two that move particles together, EnKG and TDS, which make at
+most 100 network evaluations per particle; per draw that is their ensemble's over the n that are
+kept.
 
 Cells (photograph, task, method) are appended to benchmarks/results/photographs.jsonl, photograph by
 photograph, so that a run that was stopped goes on and is balanced wherever it stops. A cell is made
@@ -56,6 +57,7 @@ from posterior.operators.blur import Convolution
 from posterior.priors import Prior
 from posterior.problem import Problem
 from posterior.sheet import full_scale_std
+from posterior.transitions import DPMSolver2M
 
 WEIGHTS = Path(posterior.__file__).parent / "priors" / "weights" / "photo.safetensors"
 CLASSICAL = "classical"
@@ -75,6 +77,7 @@ class Variant(NamedTuple):
 METHODS: dict[str, Variant] = {
     "DPS": Variant(guidance.DPS(), 50),
     "MMPS": Variant(guidance.MMPS(), 25),
+    "MMPS, multistep": Variant(guidance.MMPS(transition=DPMSolver2M()), 25, small=True),
     "DDS": Variant(guidance.DDS(), 50),
     "DAPS": Variant(guidance.DAPS(), 50),
     "MCG": Variant(guidance.MCG(), 50),
