@@ -9,9 +9,9 @@ solved in the Krylov space of r, one vector-Jacobian product through the network
 for Gaussian priors. MMPS takes a few dimensions; DPS's own likelihood is the first of them.
 
 For a linear A the space can be turned towards the solution at no product with the network:
-N + v A A' with a number v for C is solved by conjugate gradients first. A blur passes some
-frequencies a thousand times better than others, and this knows it; where A A' is a multiple of I,
-as for masks, it changes nothing.
+N + v A A' with a number v for C is solved by conjugate gradients first, a few products with A and
+A'. A blur passes some frequencies a thousand times better than others, and this knows it; where
+A A' is a multiple of I, as for masks, and the noise that of one variance, it changes nothing.
 
 C is a covariance, but sigma^2 / alpha J of a network is symmetric and positive only roughly: what
 is solved is the projected system's symmetric positive part, which has N as its lower bound.
@@ -31,7 +31,9 @@ from posterior.operators.base import Operator
 from posterior.problem import Problem
 from posterior.schedules import Level
 
-_SPREAD = 0.2  # std of x0 that v stands for; of 0.03 to 0.4 the best on tuning photographs
+# v stands for x0 with this std, as a part of the prior's range (or of [-1, 1]): of 0.015 to 0.2 the
+# best on tuning photographs
+_SPREAD = 0.1
 
 
 def guided_correction(
@@ -68,9 +70,12 @@ def guided_correction(
         return rows.expand(mean, p) * p + v * weight * operator(pull_operator(weight * p))
 
     def precondition(p: Tensor) -> Tensor:
-        return conjugate_gradients(white, p, iterations=inner_steps, tolerance=1e-6).x
+        solution = conjugate_gradients(white, p, iterations=inner_steps, tolerance=1e-6)
+        # a row in which it cannot even begin goes without
+        return solution.flagged(rows.where(solution.iterations == 0, p, solution.x))
 
-    v = estimate_variance(t, _SPREAD)
+    low, high = problem.prior.range or (-1.0, 1.0)
+    v = estimate_variance(t, _SPREAD * (high - low))
     return galerkin(
         product,
         weight * r,

@@ -143,9 +143,9 @@ def galerkin(
 ) -> Tensor:
     """Solve (shift I + K) x = b roughly, for a K that is symmetric and positive but for errors.
 
-    On an orthonormal basis V of the Krylov space of b the product is the small matrix H = V' K V,
-    and in its place the mean |H| of its polar factors (H'H)^(1/2) and (HH')^(1/2) is solved. With
-    no errors |H| = H and x is the iterate of conjugate gradients. With errors these lose their
+    On an orthonormal basis V of the Krylov space of b, or of what M makes of it, the product is the
+    small matrix H = V' K V, and in its place the mean |H| of its polar factors (H'H)^(1/2) and
+    (HH')^(1/2) is solved. With no errors |H| = H and x is the iterate of conjugate gradients. With errors these lose their
     orthogonality and may diverge, while here |x| <= |b| / shift, and a direction that K turns or
     flips gets a step by the size of K's answer.
 
@@ -181,10 +181,13 @@ def galerkin(
         right[:, j] = rows.dot(v, unit)
         weights = _projected(H[:, : j + 1, : j + 1], right[:, : j + 1], shift.double())
         if j + 1 < iterations:
-            left = unit
-            for weight, v, k_v in zip(weights.unbind(1), basis, products, strict=True):
-                shifted = k_v + rows.expand(shift.to(size.dtype), v) * v
-                left = left - rows.expand(weight.to(size.dtype), v) * shifted
+            left, largest = unit, rows.norm(unit)
+            for weight, v, k_v in zip(
+                weights.to(size.dtype).unbind(1), basis, products, strict=True
+            ):
+                part = rows.expand(weight, v) * (k_v + rows.expand(shift.to(size.dtype), v) * v)
+                left, largest = left - part, torch.maximum(largest, rows.norm(part))
+            left = _unless_rounding(left, largest)
     scaled = (size.double()[:, None] * weights).to(size.dtype)
     each = zip(scaled.unbind(1), companions, strict=True)
     return reduce(torch.add, (rows.expand(weight, q) * q for weight, q in each))
@@ -212,10 +215,15 @@ def _orthonormal(v: Tensor, basis: list[Tensor]) -> Tensor:
     for _ in range(2):  # once leaves rounding errors that a second time removes
         for u in basis:
             v = v - rows.expand(rows.dot(u, v), v) * u
+    v = _unless_rounding(v, before)
+    return _unit(v, rows.norm(v))
+
+
+def _unless_rounding(v: Tensor, before: Tensor) -> Tensor:
+    """v, and 0 where it is what rounding leaves of norms `before` (B,): that is no direction."""
     left = rows.norm(v)
-    # what rounding leaves of a space that is exhausted is no direction
-    exhausted = left <= 100 * torch.finfo(left.dtype).eps * before
-    return _unit(v, torch.where(exhausted, 0, left))
+    rounding = left <= 100 * torch.finfo(left.dtype).eps * before
+    return rows.where(rounding, torch.zeros_like(v), v)
 
 
 def _unit(v: Tensor, norm: Tensor) -> Tensor:

@@ -105,7 +105,7 @@ class DAPS(Guidance):
         200 levels x 5 ODE steps, tau = 0.01, the width sigma, Langevin with the code's factor 2.
         The code's grid runs from sigma = 100 to 0.1; here it is the prior's own range.
         """
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         steps, rate = PRESETS[name]
         return DAPS(

@@ -85,7 +85,7 @@ class DDS(Guidance):
         the adjoint, so its rho and weight belong to c A'A: with an exact adjoint, divide both by c
         (8 views: 51 and 0.20 in place of 10 and 0.04; 120 views: 764 and 31 for 10 and 0.4).
         """
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         gamma, tv = PRESETS[name]
         return DDS(

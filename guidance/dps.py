@@ -60,6 +60,8 @@ class DPS(PartWay):
             for "gaussian", 1 at 256x256x3 and growing like the root of the dimension otherwise.
         clamp: clamp x0 to the prior's range as the published code does; saturated pixels then get
             no gradient.
+        inner_steps: of conjugate gradients with a linear operator alone, two products with A each,
+            that turn the direction of "gaussian"; 0 keeps to r, and the other forms do not use it.
         strength: the share of the steps that is made, in (0, 1]; below 1 the run starts from the
             noised source, which must then be given (an edit).
 
@@ -95,7 +97,7 @@ class DPS(PartWay):
         configuration files, which differ. All have 1000 steps, x0 clamped, the learned variance
         where the prior has one, and measured the noise of 0.05 in [-1, 1].
         """
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         return DPS(
             likelihood="poisson" if "/poisson-" in name else "norm",

@@ -80,7 +80,7 @@ class EnKG(Guidance):
     @staticmethod
     def preset(name: str) -> EnKG:
         """Published settings: "code/ffhq", "code/navier-stokes" or "code/black-hole"."""
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         particles, gamma, updates, ends = PRESETS[name]
         return EnKG(particles=particles, gamma=gamma, updates=updates, first=ends, last=ends)

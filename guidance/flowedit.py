@@ -16,7 +16,7 @@ sigma), so that the method runs with every prior.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -82,6 +82,8 @@ class FlowEdit(PartWay):
             first = step.index == 0 or left == self.plain
             x_t = between(source, noise("source"), t) + scale * (z - source) if first else z
             estimate = problem.prior(x_t, t.t)
+            if first:  # before it z moved, which is no estimate
+                step = replace(step, before=None)
             return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
         difference = torch.zeros_like(z)
         for j in range(self.average):

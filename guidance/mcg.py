@@ -59,7 +59,7 @@ class MCG(Guidance):
     @staticmethod
     def preset(name: str) -> MCG:
         """The settings of the published code: "code/inpainting"."""
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         return MCG(
             scale=PRESETS[name],

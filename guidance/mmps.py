@@ -31,8 +31,8 @@ class MMPS(Guidance):
         iterations: of the linear solver, one backward pass through the network each; 0 ignores the
             measurement. They are those of conjugate gradients, made safe against a network's
             Jacobian, which is not exactly symmetric (`_solve.galerkin`).
-        inner_steps: of conjugate gradients with a linear operator alone, without the network, that
-            precondition the solver; 0 for the published method.
+        inner_steps: of conjugate gradients with a linear operator alone, two products with A each,
+            that precondition every iteration; 0 for the published method.
 
     The corrected estimate is cut to the prior's range, in which the mean that it stands for lies:
     with the photo prior some draws of a deblurring ran away from it otherwise.

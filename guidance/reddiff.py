@@ -95,7 +95,7 @@ class REDdiff(Guidance):
         lambda h = 0.25 sigma / alpha and 1000 levels; the repository returns the iterate before its
         last step, here it is the one after.
         """
-        if str(name) not in PRESETS:
+        if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
         weight, rate = PRESETS[name]
         return REDdiff(

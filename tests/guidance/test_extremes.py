@@ -156,3 +156,12 @@ def test_arguments_that_would_be_read_otherwise_than_meant() -> None:
 def test_a_preset_that_is_none_is_told(method: Any, name: object) -> None:
     with pytest.raises(InputError, match="unknown preset"):
         method.preset(name)
+
+
+@pytest.mark.parametrize("method", [guidance.MMPS(), guidance.DPS()], ids=repr)
+def test_a_preconditioner_that_overflows_is_a_failure_and_not_silence(method: Guidance) -> None:
+    """(A A')^2 is infinite in float32: the correction must not quietly be 0."""
+    prior = priors.Gaussian(torch.zeros(4), 1.0)
+    operator = operators.from_matrix(torch.diag(torch.tensor([1e20, 1.0, 1.0, 1.0])))
+    with pytest.raises(SamplingError, match="at step 0"):
+        posterior.sample(prior, operator, torch.ones(1, 4), noise=0.1, method=method, steps=4)

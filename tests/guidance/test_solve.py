@@ -204,6 +204,26 @@ def test_galerkin_keeps_out_of_directions_that_are_not_seen() -> None:
     torch.testing.assert_close(x, torch.tensor([[1.0, 2.0, 0.0]], dtype=torch.float64))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+def test_galerkin_stops_where_the_space_is_exhausted(dtype: torch.dtype, iterations: int) -> None:
+    """K b = 0.7 b: what rounding leaves of b is no direction, however asymmetric K is elsewhere."""
+    g = torch.Generator().manual_seed(0)
+    b = torch.randn(1, 64, generator=g, dtype=torch.float64)
+    unit = b[0] / b[0].norm()
+    aside = torch.eye(64, dtype=torch.float64) - torch.outer(unit, unit)
+    k = torch.randn(64, 64, generator=g, dtype=torch.float64) @ aside + 0.7 * torch.outer(
+        unit, unit
+    )
+    shift = torch.full((1,), 0.1, dtype=dtype)
+    for precondition in (None, lambda v: 3 * v):
+        x = galerkin(
+            own_companion(k[None].to(dtype)), b.to(dtype), shift, iterations=iterations,
+            precondition=precondition,
+        )  # fmt: skip
+        torch.testing.assert_close(x.double(), b / 0.8, rtol=2e-5, atol=2e-5)
+
+
 def test_galerkin_of_complex_rows() -> None:
     g = torch.Generator().manual_seed(0)
     root = torch.randn(4, 4, generator=g, dtype=torch.complex128)

@@ -83,7 +83,7 @@ class Home(Guidance):
         """Estimate, adjust as the scheduler does, move."""
         estimate = self._adjusted(problem.prior(state["x"], step.t.t), step)
         target = self._target(step, problem.prior.schedule)
-        x = self.transition(estimate, step.t, target, noise, problem.prior)
+        x = self.move(problem, estimate, replace(step, s=target), noise, state)
         return {"x": x, "x0": estimate.x0}
 
     def _end(self, schedule: Schedule) -> Level:
