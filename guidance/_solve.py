@@ -145,9 +145,9 @@ def galerkin(
 
     On an orthonormal basis V of the Krylov space of b, or of what M makes of it, the product is the
     small matrix H = V' K V, and in its place the mean |H| of its polar factors (H'H)^(1/2) and
-    (HH')^(1/2) is solved. With no errors |H| = H and x is the iterate of conjugate gradients. With errors these lose their
-    orthogonality and may diverge, while here |x| <= |b| / shift, and a direction that K turns or
-    flips gets a step by the size of K's answer.
+    (HH')^(1/2) is solved. With no errors |H| = H and x is the iterate of conjugate gradients. With
+    errors these lose their orthogonality and may diverge, while here |x| <= |b| / shift, and a
+    direction that K turns or flips gets a step by the size of K's answer.
 
     Args:
         product: p -> (K p, q), q linear in p.

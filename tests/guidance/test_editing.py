@@ -20,7 +20,7 @@ from posterior.guidance.base import Step
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, Discrete, RectifiedFlow, Schedule, VPLinear
 from posterior.streams import Noise
-from posterior.transitions import Euler, Heun
+from posterior.transitions import DPMSolver2M, Euler, Heun
 
 SHAPE = (6,)
 SPREAD = 0.5
@@ -237,6 +237,14 @@ def test_flowedit_goes_on_plainly_from_a_state_of_the_target(plain: int) -> None
     still = edited(method, white(0.0), white(0.0))
     moved = edited(method, white(SHIFT), white(0.0))
     torch.testing.assert_close(moved, still + SHIFT)
+
+
+def test_flowedit_does_not_look_back_at_what_is_no_estimate() -> None:
+    """Two plain moves: the first has no plain one before it, the last one goes to the clean end."""
+    first = guidance.FlowEdit(strength=1.0, plain=2)
+    second = replace(first, transition=DPMSolver2M(eta=0.0))
+    target, source = white(SHIFT), white(0.0)
+    torch.testing.assert_close(edited(second, target, source), edited(first, target, source))
 
 
 SCHEDULES = (VPLinear(), RectifiedFlow(), EDM())
