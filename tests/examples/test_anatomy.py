@@ -32,7 +32,7 @@ def example(monkeypatch: pytest.MonkeyPatch):
     return load
 
 
-@pytest.mark.parametrize(("name", "n", "steps"), [("mri", 2, 8), ("ct", 4, 20)])
+@pytest.mark.parametrize(("name", "n", "steps"), [("mri", 2, 25), ("ct", 4, 20)])
 def test_the_mean_beats_the_classical_reconstructions(
     example, name: str, n: int, steps: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
