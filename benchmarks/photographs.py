@@ -78,6 +78,7 @@ METHODS: dict[str, Variant] = {
     "DPS": Variant(guidance.DPS(), 50),
     "MMPS": Variant(guidance.MMPS(), 25),
     "MMPS, multistep": Variant(guidance.MMPS(transition=DPMSolver2M()), 25, small=True),
+    "Denoising": Variant(guidance.Denoising(), 50),
     "DDS": Variant(guidance.DDS(), 50),
     "DAPS": Variant(guidance.DAPS(), 50),
     "MCG": Variant(guidance.MCG(), 50),

@@ -6,6 +6,7 @@ from posterior.guidance.blended import Blended
 from posterior.guidance.daps import DAPS
 from posterior.guidance.ddcm import DDCM
 from posterior.guidance.dds import DDS
+from posterior.guidance.denoising import Denoising
 from posterior.guidance.dps import DPS
 from posterior.guidance.enkg import EnKG
 from posterior.guidance.exact_inversion import BDIA, EDICT
@@ -34,6 +35,7 @@ __all__ = [
     "TDS",
     "Blended",
     "DDIMInversion",
+    "Denoising",
     "EnKG",
     "FlowChef",
     "FlowEdit",

@@ -80,8 +80,8 @@ class Guidance:
     default_steps: int = 100
 
     needs: ClassVar[frozenset[str]] = frozenset()
-    """Out of "measurement", "network gradient", "operator gradient", "linear", "pinv", "source",
-    "source prior"."""
+    """Out of "measurement", "network gradient", "operator gradient", "linear", "identity", "pinv",
+    "source", "source prior"."""
     climbs: ClassVar[bool] = False
     """Whether the grid goes up from the clean source before it falls."""
     own_rule: ClassVar[bool] = False

@@ -10,6 +10,7 @@ from posterior.guidance.blended import Blended
 from posterior.guidance.daps import DAPS
 from posterior.guidance.ddcm import DDCM
 from posterior.guidance.dds import DDS
+from posterior.guidance.denoising import Denoising
 from posterior.guidance.dps import DPS
 from posterior.guidance.enkg import EnKG
 from posterior.guidance.exact_inversion import BDIA, EDICT
@@ -23,11 +24,13 @@ from posterior.guidance.reddiff import REDdiff
 from posterior.guidance.rf_inversion import RFInversion
 from posterior.guidance.sdedit import SDEdit
 from posterior.guidance.tds import TDS
+from posterior.operators.basic import Identity
 from posterior.problem import Problem
 
 REGISTRY: dict[str, type[Guidance]] = {
     "dps": DPS,
     "mmps": MMPS,
+    "denoising": Denoising,
     "dds": DDS,
     "daps": DAPS,
     "mcg": MCG,
@@ -48,8 +51,8 @@ REGISTRY: dict[str, type[Guidance]] = {
 }
 """Name on the command line -> class; a method joins by being listed here."""
 
-_FOR_LINEAR = "mmps"
-"""What `auto` tries first where y is linear in x, for which moment matching is made."""
+_FOR_LINEAR = ("denoising", "mmps")
+"""What `auto` tries first where y is linear in x: the exact method, and moment matching."""
 
 
 @dataclass(frozen=True)
@@ -132,6 +135,10 @@ def lacking(method: Guidance, problem: Problem) -> list[str]:
                 f"needs the gradient of the operator, which {operator!r} does not have",
             ),
             "linear": (operator.linear, f"needs a linear operator; {operator!r} is not"),
+            "identity": (
+                type(operator) is Identity,
+                f"needs the identity as operator, not {operator!r}",
+            ),
             "pinv": (
                 operator.has_pinv,
                 f"needs a pseudo-inverse, which {operator!r} does not have",
@@ -144,7 +151,7 @@ def _auto(problem: Problem) -> tuple[Guidance, str]:
     if problem.operator is None:
         return Guidance(), "no measurement: the unconditional sampler"
     refused = []
-    first = [_FOR_LINEAR] if problem.operator.linear else []
+    first = _FOR_LINEAR if problem.operator.linear else ()
     for name in dict.fromkeys([*first, *REGISTRY]):
         cls = REGISTRY[name]
         method = cls()

@@ -52,7 +52,7 @@ class Estimate:
 
     @property
     def _alpha_sigma(self) -> tuple[float | Tensor, float | Tensor]:
-        return _coefficients(self.schedule, self.t, self.x_t)
+        return coefficients(self.schedule, self.t, self.x_t)
 
     def with_x0(self, x0: Tensor) -> Estimate:
         """The estimate with another clean image; `eps` and all else follow from it and x_t."""
@@ -91,7 +91,7 @@ def to_x0(
     output: Tensor, kind: Parametrisation, x_t: Tensor, t: float | Tensor, schedule: Schedule
 ) -> Tensor:
     """The Tweedie mean that a network output of the given parametrisation stands for."""
-    alpha, sigma = _coefficients(schedule, t, x_t)
+    alpha, sigma = coefficients(schedule, t, x_t)
     if kind == "x0":
         return output
     if kind == "eps":
@@ -106,9 +106,10 @@ def to_x0(
     raise InputError(f"unknown parametrisation {kind!r}; known: {get_args(Parametrisation)}")
 
 
-def _coefficients(
+def coefficients(
     schedule: Schedule, t: float | Tensor, like: Tensor
 ) -> tuple[float | Tensor, float | Tensor]:
+    """alpha and sigma at t, as numbers; for one t per row (B,) as tensors that broadcast."""
     if not isinstance(t, Tensor):
         return schedule(t)
     alpha, sigma = schedule(t.to(like.device))

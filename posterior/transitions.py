@@ -264,6 +264,7 @@ class DPMSolver2M(Transition):
 DDPM = DDIM(eta=1.0)
 Euler = DDIM(eta=0.0)
 Anew = Renoise(eta=1.0)
+Multistep = DPMSolver2M(eta=1.0)
 
 
 def ode_estimate(

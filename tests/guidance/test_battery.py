@@ -64,7 +64,8 @@ def setting(
         told = {"source_prior": other(schedule)} if "source prior" in method.needs else {}
         return {"source": x, **told}
     keep = torch.rand(count, 1, 4, 4, generator=torch.Generator().manual_seed(2)) < 0.7
-    operator = operators.Mask(keep=keep)
+    alike = "identity" in method.needs
+    operator = operators.Identity() if alike else operators.Mask(keep=keep)
     y = posterior.GaussianNoise(0.1).sample(operator(x), seed=5)
     return {"operator": operator, "y": y, "noise": 0.1}
 
@@ -194,7 +195,7 @@ def test_zero_guidance_is_the_base_class(name: str) -> None:
     assert torch.equal(guided, plain)
 
 
-@pytest.mark.parametrize("name", sorted(set(MEASURED) - {"enkg", "daps-metropolis"}))
+@pytest.mark.parametrize("name", sorted(set(MEASURED) - {"enkg", "daps-metropolis", "denoising"}))
 def test_an_operator_that_gives_nan_is_an_error_and_not_a_draw_of_the_prior(name: str) -> None:
     class Broken(operators.Identity):
         def forward(self, x: Tensor) -> Tensor:
@@ -229,21 +230,24 @@ def test_what_the_operator_cannot_do_is_said_before_the_first_call(name: str) ->
 
 def test_auto_chooses_by_capability_and_says_why() -> None:
     prior, y = mixture(), torch.zeros(1, *SHAPE)
-    linear = posterior.sample(prior, operators.Identity(), y, noise=0.1, steps=2)
+    noisy = posterior.sample(prior, operators.Identity(), y, noise=0.1, steps=2)
+    clean = posterior.sample(prior, operators.Identity(), y, noise=0.0, steps=2)
     curved = operators.from_callable(lambda x: x + x**3, differentiable=True)
     bent = posterior.sample(prior, curved, y, noise=0.1, steps=2)
     black_box = operators.from_callable(lambda x: x.round(), differentiable=False)
     boxed = posterior.sample(prior, black_box, y, noise=0.1, steps=2)
     free = posterior.sample(prior, shape=SHAPE, steps=2)
     edit = posterior.sample(prior, source=y, steps=2)
-    chosen = [r.provenance["method"].split("(")[0] for r in (linear, bent, boxed, free)]
-    assert chosen == ["MMPS", "DPS", "EnKG", "Guidance"]
+    runs = (noisy, clean, bent, boxed, free)
+    chosen = [r.provenance["method"].split("(")[0] for r in runs]
+    assert chosen == ["Denoising", "MMPS", "DPS", "EnKG", "Guidance"]
     assert edit.provenance["method"].startswith("Guidance")
-    assert all(r.provenance["why"] for r in (linear, bent, boxed, free))
+    assert all(r.provenance["why"] for r in runs)
 
 
 BAD = {
     "mmps": {"iterations": -1},
+    "denoising": {"default_steps": 0},
     "dds": {"gamma": -1.0},
     "daps": {"kernel": "langvin"},
     "mcg": {"scale": float("nan")},

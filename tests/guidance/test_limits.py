@@ -35,6 +35,7 @@ from posterior import guidance
 from posterior.errors import CapabilityError
 from posterior.guidance import REGISTRY
 from posterior.guidance.base import Guidance
+from posterior.operators import Identity, from_matrix
 from posterior.operators.noise import NoiseModel, PoissonNoise
 
 PAGE = Path(__file__).parents[2] / "docs" / "limits.md"
@@ -115,6 +116,7 @@ METHODS: dict[str, Guidance] = {
         likelihood="poisson-code", scale=0.3, spacing="trailing"
     ),
     "MMPS()": guidance.MMPS(iterations=2 * D),
+    "Denoising()": guidance.Denoising(),
     "DDS()": guidance.DDS(spread=SPREAD, iterations=2 * D),
     'DDS.preset("code/mri")': guidance.DDS.preset("code/mri"),
     'DDS.preset("code/mri-noiseless")': replace(
@@ -311,6 +313,24 @@ TABLE: dict[str, dict[str, Entry]] = {
                 checks.error_falls_with_steps(UNEVEN, correlated()),
             ),
             "any Gaussian",
+        ),
+    },
+    "Denoising()": {
+        NOTHING: absent(
+            "A is the identity",
+            checks.refuses(CapabilityError, "needs the identity", from_matrix(INVERTIBLE), STD),
+        ),
+        VAGUE: holds(checks.vague_is(checks.base_path, IDENTITY)),
+        NOISELESS: absent(
+            "0 is refused", checks.refuses(CapabilityError, "noise above 0", Identity())
+        ),
+        FULL: holds(checks.is_the_sampler_of_the_posterior(IDENTITY, STD, correlated())),
+        UNWEIGHTED: NO_WEIGHT,
+        FREE: NO_REGULARISER,
+        LARGE: NO_ENSEMBLE,
+        MANY: holds(
+            checks.error_falls_with_steps(IDENTITY, correlated(), 40, ratio=3.2, most=5.0),
+            "any prior",
         ),
     },
     "DDS()": {

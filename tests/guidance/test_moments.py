@@ -14,7 +14,7 @@ from itertools import pairwise
 
 import pytest
 import torch
-from limits import D, M, UnitNoise, correlated, law
+from limits import D, M, UnitNoise, correlated, go, law
 from torch import Tensor
 
 import posterior
@@ -114,6 +114,26 @@ def test_exact_up_to_time_steps(name: str, schedule: Schedule) -> None:
     # Richardson's extrapolation leaves the second order
     assert float((2 * c2 - c1 - exact).norm()) < 0.2 * fine
     assert float((2 * m2 - m1 - mean).norm()) < 0.02
+
+
+@pytest.mark.parametrize("schedule", [EDM(0.01, 80.0), VPLinear(), RectifiedFlow()], ids=repr)
+@pytest.mark.parametrize("std", [0.05, 0.5, 5.0])
+def test_denoising_is_exact_for_any_prior(std: float, schedule: Schedule) -> None:
+    """State by state the sampler without data whose prior is the posterior, two modes and all."""
+    means = torch.stack([torch.linspace(-1, 1, D), torch.linspace(1.5, 0, D)]).double()
+    prior = priors.GaussianMixture(torch.tensor([0.3, 0.7]), means, 0.05, schedule)
+    y = prior.sample(1, seed=1).double()
+    prob = Problem(prior, operators.Identity(), y, GaussianNoise(std)).take([0] * 4)
+    method = guidance.Denoising()
+    levels = method.grid(schedule, 12)
+    noise = Noise.single(2, (D,), torch.float64, rows=4)
+    own = go(method, prob, levels, noise)
+    base = Guidance(transition=method.transition)
+    exact = go(base, Problem(prior.posterior(operators.Identity(), y, std)), levels, noise)
+    for a, b in zip(own[:-1], exact[:-1], strict=True):
+        torch.testing.assert_close(a["x"], b["x"], rtol=0, atol=1e-9)
+    # at the last level x_t and y together have less noise than the schedule knows
+    torch.testing.assert_close(own[-1]["x"], exact[-1]["x"], rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize("schedule", [EDM(0.01, 800.0), VPLinear(), RectifiedFlow()], ids=repr)

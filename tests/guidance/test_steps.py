@@ -22,6 +22,7 @@ from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, Schedule, VPLinear
 from posterior.streams import Noise
+from posterior.transitions import DDPM
 
 STD, SPREAD = 0.3, 0.8
 
@@ -64,6 +65,25 @@ def test_mmps_with_one_iteration_is_dps(setting: tuple[Schedule, Step, Tensor]) 
     setup, *_ = problem(schedule, STD)
     out = one_step(guidance.MMPS(iterations=1), setup, step, x_t)
     assert torch.equal(out["x"], one_step(guidance.DPS(), setup, step, x_t)["x"])
+
+
+@pytest.mark.parametrize("std", [STD, torch.tensor([STD, 0.7])], ids=["one", "each its own"])
+def test_denoising(std: float | Tensor, setting: tuple[Schedule, Step, Tensor]) -> None:
+    """The exact mean of x0 given x_t and y = x0 + noise, and for two levels of noise at once."""
+    schedule, step, x_t = setting
+    prior, mu, cov = problem(schedule)[0].prior, *problem(schedule)[1:3]
+    y = torch.randn(2, D, generator=generator(2), dtype=torch.float64)
+    setup = Problem(prior, operators.Identity(), y, GaussianNoise(std))
+    method = guidance.Denoising(transition=DDPM)
+    out = one_step(method, setup, step, x_t)
+    precision = torch.linalg.inv(cov)
+    of_x = step.t.alpha / step.t.sigma**2
+    for k, tau in enumerate(torch.as_tensor(std, dtype=torch.float64).expand(2).tolist()):
+        white = of_x * step.t.alpha + 1 / tau**2
+        right = precision @ mu + of_x * x_t[k] + y[k] / tau**2
+        mean = torch.linalg.solve(precision + white * torch.eye(D, dtype=torch.float64), right)
+        close(out["x0"][k], mean, 1e-7 if isinstance(std, Tensor) else 1e-10)  # std in float32
+        close(out["x"][k], ancestral(mean, x_t[k], step.t, step.s, out["z"][k]), 1e-7)
 
 
 def test_dds_principled(setting: tuple[Schedule, Step, Tensor]) -> None:
