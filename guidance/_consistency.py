@@ -67,14 +67,17 @@ def _damped(operator: Operator, weight: float) -> Callable[[Tensor], Tensor]:
 
 def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor | None:
     """v N^-1; None where there is no noise anywhere."""
-    if not isinstance(variance, Tensor):
-        return v / variance if variance > 0 else None
-    if bool((variance == 0).all()):
+    if isinstance(variance, Tensor):
+        if bool((variance == 0).all()):
+            return None
+        if bool((variance == 0).any()):
+            raise CapabilityError(f"{who} needs a noise std > 0 in every entry of y, or 0 in all")
+    elif variance == 0:
         return None
-    if bool((variance == 0).any()):
-        raise CapabilityError(f"{who} needs a noise std > 0 in every entry of y, or 0 in all")
     if math.isinf(v):
-        raise CapabilityError(f"{who} needs a finite spread where alpha = 0")
+        raise CapabilityError(
+            f"{who} needs a finite spread at a level without signal, where alpha = 0"
+        )
     return v / variance
 
 

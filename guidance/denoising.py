@@ -53,7 +53,7 @@ class Denoising(Guidance):
         if std is None or std.ndim > 1 or not bool((std > 0).all()):
             raise CapabilityError(
                 "Denoising needs Gaussian noise above 0, of one std for all entries of a"
-                f" measurement, not {model!r}"
+                " measurement; MMPS takes other noise"
             )
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
@@ -63,19 +63,19 @@ class Denoising(Guidance):
         variance = model.variance(y)  # tau^2, a number or (B, 1, ...)
         precision = t.alpha**2 * variance + t.sigma**2
         x_bar = (t.alpha * variance * x + t.sigma**2 * y) / precision
-        t_bar = _time(schedule, t.sigma * (variance / precision) ** 0.5)
+        t_bar = _time(schedule, t.sigma * (variance / precision) ** 0.5, len(x))
         alpha_bar, _ = coefficients(schedule, t_bar, x)
         x0 = problem.prior(alpha_bar * x_bar, t_bar).x0
         estimate = Estimate(x, t.t, schedule, x0)
         return {"x": self.move(problem, estimate, step, noise, state), "x0": x0}
 
 
-def _time(schedule: Schedule, rho: float | Tensor) -> float | Tensor:
-    """The time of a level, or (B,) of the levels, with sigma / alpha = rho.
+def _time(schedule: Schedule, rho: float | Tensor, count: int) -> float | Tensor:
+    """The time of a level, or (count,) of the levels of rows, with sigma / alpha = rho.
 
     A last level may be the least noise that the schedule has: less is told as that.
     """
     low, high = schedule.ratio_range
     if isinstance(rho, Tensor):
-        return schedule.time_of_ratio(rho.flatten().double().clamp(low, high))
+        return schedule.time_of_ratio(rho.flatten().double().clamp(low, high).expand(count))
     return schedule.time_of_ratio(min(max(rho, low), high))

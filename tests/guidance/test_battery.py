@@ -104,6 +104,25 @@ def test_a_draw_does_not_depend_on_its_neighbours(name: str, dtype: torch.dtype)
     assert different == (2 if name in INVERSIONS else 10), "draws differ"
 
 
+def test_levels_of_noise_belong_to_their_measurements() -> None:
+    """`Denoising` asks the prior at other levels for other measurements."""
+    prior, y, stds = mixture(), torch.randn(2, *SHAPE), torch.tensor([0.1, 0.4])
+    run = {"method": "denoising", "steps": 5, "n": 3}
+    whole = posterior.sample(prior, operators.Identity(), y, noise=stds, **run).draws
+    for b in range(2):
+        given = {"noise": stds[b : b + 1], "seed": b}
+        one = posterior.sample(prior, operators.Identity(), y[b : b + 1], **given, **run).draws
+        assert torch.equal(one[:, 0], whole[:, b])
+
+
+@pytest.mark.parametrize("std", [0.0, torch.tensor([0.1, 0.0]), torch.full((2, *SHAPE), 0.1)])
+def test_denoising_refuses_noise_that_is_no_level(std: float | Tensor) -> None:
+    prior, y = mixture(), torch.zeros(2, *SHAPE)
+    with pytest.raises(CapabilityError, match="one std"):
+        posterior.sample(prior, operators.Identity(), y, noise=std, method="denoising")
+    assert prior.counts.nfe == 0
+
+
 @pytest.mark.parametrize("name", VARIANTS)
 def test_resumed_is_uninterrupted(name: str, tmp_path: Path) -> None:
     method, prior = VARIANTS[name], mixture()

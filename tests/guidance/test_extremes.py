@@ -13,10 +13,16 @@ from torch import Tensor
 
 import posterior
 from posterior import guidance, operators, priors
-from posterior.errors import InputError, InputTypeError, PosteriorError, SamplingError
+from posterior.errors import (
+    CapabilityError,
+    InputError,
+    InputTypeError,
+    PosteriorError,
+    SamplingError,
+)
 from posterior.guidance import REGISTRY, Guidance
 from posterior.operators import PoissonNoise
-from posterior.schedules import CLEAN, VPLinear
+from posterior.schedules import CLEAN, RectifiedFlow, VPLinear
 from posterior.transitions import Heun
 
 D = 4
@@ -165,3 +171,16 @@ def test_a_preconditioner_that_overflows_is_a_failure_and_not_silence(method: Gu
     operator = operators.from_matrix(torch.diag(torch.tensor([1e20, 1.0, 1.0, 1.0])))
     with pytest.raises(SamplingError, match="at step 0"):
         posterior.sample(prior, operator, torch.ones(1, 4), noise=0.1, method=method, steps=4)
+
+
+@pytest.mark.parametrize("std", [0.1, torch.tensor([0.1])], ids=["a number", "per measurement"])
+@pytest.mark.parametrize("method", [guidance.DDS, guidance.DAPS])
+def test_a_flat_prior_says_nothing_where_there_is_no_signal(
+    method: Any, std: float | torch.Tensor
+) -> None:
+    prior = priors.Gaussian(torch.zeros(1, 4, 4), 1.0, RectifiedFlow())
+    y = torch.zeros(1, 1, 4, 4)
+    with pytest.raises(CapabilityError, match="finite spread"):
+        posterior.sample(
+            prior, operators.Identity(), y, noise=std, method=method(spread=math.inf), steps=4
+        )
