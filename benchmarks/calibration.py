@@ -2,7 +2,8 @@
 
     python benchmarks/calibration.py --simulations 200 --draws 63 --steps 400
 
-d = 8, four random measurements, a prior with correlated coordinates of unit scale. Prints a
+d = 8, four random measurements (of `Denoising` all eight coordinates), a prior with correlated
+coordinates of unit scale. Prints a
 Markdown table with the p-value of each statistic (uniform ranks) and the signed verdict on the
 log-posterior ranks, which see the width of the draws. Results are stored method by method, so that
 a run that was stopped goes on. `tests/core/test_calibration.py` has negative controls.
@@ -30,6 +31,7 @@ METHODS: dict[str, Guidance] = {
     "MMPS": guidance.MMPS(iterations=M),
     "MMPS, 25 steps": guidance.MMPS(iterations=M),
     "MMPS, 25 multistep moves": guidance.MMPS(iterations=M, transition=DPMSolver2M()),
+    "Denoising, 25 steps": guidance.Denoising(),
     "DPS": guidance.DPS(),
     "DPS as published, zeta 0.1": guidance.DPS(likelihood="norm", scale=0.1),
     "DDS": guidance.DDS(spread=1.0, iterations=D),
@@ -41,7 +43,10 @@ METHODS: dict[str, Guidance] = {
     "EnKG": guidance.EnKG(particles=63),
     "TDS, 16 particles": guidance.TDS(particles=16, spread=1.0),
 }
-STEPS = {"EnKG": 80, "MMPS, 25 steps": 25, "MMPS, 25 multistep moves": 25}  # else --steps
+STEPS = {
+    "EnKG": 80,
+    **dict.fromkeys(("MMPS, 25 steps", "MMPS, 25 multistep moves", "Denoising, 25 steps"), 25),
+}  # else --steps
 
 
 def setting() -> tuple[priors.Gaussian, operators.Operator]:
@@ -84,8 +89,9 @@ def main() -> None:
         if results.get(name, {}).get("settings") == settings:
             continue
         start = time.perf_counter()
+        measured = operators.Identity() if "identity" in method.needs else operator
         result = calibrate(
-            prior, operator, 0.5, method, simulations=args.simulations, draws=args.draws,
+            prior, measured, 0.5, method, simulations=args.simulations, draws=args.draws,
             steps=steps, progress=False,
         )  # fmt: skip
         results[name] = {
