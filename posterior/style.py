@@ -149,7 +149,7 @@ def check_method(method: Guidance) -> None:
 def _takes_style(method: Guidance) -> bool:
     if isinstance(method, MMPS) or (isinstance(method, DAPS) and method.kernel == "exact"):
         return False  # their linear systems are far from features: MMPS moves away from the style
-    return "measurement" in method.needs and not method.needs & {"linear", "pinv"}
+    return "measurement" in method.needs and not method.needs & {"linear", "identity", "pinv"}
 
 
 def _reference(reference: object, source: Tensor) -> Tensor:
