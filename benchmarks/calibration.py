@@ -3,10 +3,10 @@
     python benchmarks/calibration.py --simulations 200 --draws 63 --steps 400
 
 d = 8, four random measurements (of `Denoising` all eight coordinates), a prior with correlated
-coordinates of unit scale. Prints a
-Markdown table with the p-value of each statistic (uniform ranks) and the signed verdict on the
-log-posterior ranks, which see the width of the draws. Results are stored method by method, so that
-a run that was stopped goes on. `tests/core/test_calibration.py` has negative controls.
+coordinates of unit scale. Prints a Markdown table with the p-value of each statistic (uniform
+ranks) and the signed verdict on the log-posterior ranks, which see the width of the draws. Results
+are stored method by method, so that a run that was stopped goes on.
+`tests/core/test_calibration.py` has negative controls.
 """
 
 from __future__ import annotations

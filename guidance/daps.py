@@ -49,9 +49,9 @@ class DAPS(Guidance):
     Args:
         ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
         ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
-        spread: standard deviation of x0 under a white prior; inf gives the published width. Not
-            below a third of the noise's, or each level adds more than y takes away again, and the
-            draws leave y: of noise of 0.2 on photographs 0.05 left more error than there was.
+        spread: standard deviation of x0 under a white prior; inf gives the published width. Take
+            no less than a third of the noise's: below, each level adds more error than y takes away
+            again (`docs/methods.md`).
         kernel: "exact" (linear operator, Gaussian noise), "langevin", "hamiltonian" (both need the
             operator's gradient) or "metropolis" (needs none).
         inner_steps: of the kernel; conjugate gradients for "exact".

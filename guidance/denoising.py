@@ -61,9 +61,9 @@ class Denoising(Guidance):
         _, y, model = problem.measured()
         schedule, x, t = problem.prior.schedule, state["x"], step.t
         variance = model.variance(y)  # tau^2, a number or (B, 1, ...)
-        precision = t.alpha**2 * variance + t.sigma**2
-        x_bar = (t.alpha * variance * x + t.sigma**2 * y) / precision
-        t_bar = _time(schedule, t.sigma * (variance / precision) ** 0.5, len(x))
+        total = t.alpha**2 * variance + t.sigma**2  # of y - x_t / alpha, times alpha^2
+        x_bar = (t.alpha * variance * x + t.sigma**2 * y) / total
+        t_bar = _time(schedule, t.sigma * (variance / total) ** 0.5, len(x))
         alpha_bar, _ = coefficients(schedule, t_bar, x)
         x0 = problem.prior(alpha_bar * x_bar, t_bar).x0
         estimate = Estimate(x, t.t, schedule, x0)

@@ -136,7 +136,7 @@ def lacking(method: Guidance, problem: Problem) -> list[str]:
             ),
             "linear": (operator.linear, f"needs a linear operator; {operator!r} is not"),
             "identity": (
-                type(operator) is Identity,
+                type(operator) is Identity,  # a subclass may do anything
                 f"needs the identity as operator, not {operator!r}",
             ),
             "pinv": (

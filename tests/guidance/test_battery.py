@@ -214,7 +214,11 @@ def test_zero_guidance_is_the_base_class(name: str) -> None:
     assert torch.equal(guided, plain)
 
 
-@pytest.mark.parametrize("name", sorted(set(MEASURED) - {"enkg", "daps-metropolis", "denoising"}))
+# black boxes lose a particle or a move to nan, and Denoising takes no subclass of the identity
+UNBROKEN = {"enkg", "daps-metropolis", "denoising"}
+
+
+@pytest.mark.parametrize("name", sorted(set(MEASURED) - UNBROKEN))
 def test_an_operator_that_gives_nan_is_an_error_and_not_a_draw_of_the_prior(name: str) -> None:
     class Broken(operators.Identity):
         def forward(self, x: Tensor) -> Tensor:
