@@ -52,7 +52,7 @@ from posterior.fingerprints import fingerprint
 from posterior.guidance import Guidance
 from posterior.guidance.registry import lacking
 from posterior.metrics import psnr, residual, ssim
-from posterior.operators import Masking, SuperResolution
+from posterior.operators import GaussianBlur, Masking, SuperResolution
 from posterior.operators.blur import Convolution
 from posterior.priors import Prior
 from posterior.problem import Problem
@@ -333,7 +333,7 @@ def applies(method: Guidance, problem: Problem) -> bool:
     """
     if lacking(method, problem):
         return False
-    if "pinv" in method.needs and isinstance(problem.operator, Convolution):
+    if "pinv" in method.needs and isinstance(problem.operator, Convolution | GaussianBlur):
         return False
     try:
         method.check(problem)

@@ -54,8 +54,9 @@ class REDdiff(Guidance):
         weighting: h, a name of `WEIGHTS`.
         spread: standard deviation of x0 under a white prior, for the likelihood form.
         rate: of Adam, with betas (0.9, 0.99).
-        initial: "pinv" starts from A^+ y, as published; "zero" from 0, since the pseudo-inverse of
-            a blur amplifies noise beyond what the steps undo; "auto" from A^+ y where it exists.
+        initial: where mu starts if no source= is given. "pinv": A^+ y, as published; "zero": 0,
+            since the pseudo-inverse of a blur amplifies noise beyond what the steps undo; "auto":
+            A^+ y where it exists.
         largest: sigma / alpha of the first level; noisier ones say nothing of mu.
     """
 
@@ -116,7 +117,7 @@ class REDdiff(Guidance):
                 'REDdiff(form="likelihood") divides by the noise: give noise > 0, or take'
                 ' form="published"'
             )
-        if self.initial == "pinv" and not operator.has_pinv:
+        if self.initial == "pinv" and problem.source is None and not operator.has_pinv:
             raise CapabilityError(f"{operator!r} has no pseudo-inverse: take initial='zero'")
 
     def nfe(self, steps: int) -> int:
@@ -124,10 +125,12 @@ class REDdiff(Guidance):
         return steps
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
-        """mu = A^+ y or 0, and Adam at rest."""
+        """mu = the source, A^+ y or 0, and Adam at rest."""
         operator, y, _ = problem.measured()
         mu = torch.zeros_like(noise("start"))
-        if self.initial == "pinv" or (self.initial == "auto" and operator.has_pinv):
+        if problem.source is not None:
+            mu = problem.source
+        elif self.initial == "pinv" or (self.initial == "auto" and operator.has_pinv):
             mu = operator.pinv(y).to(mu.dtype)
         return {"x": mu, "x0": mu, "first": torch.zeros_like(mu), "second": torch.zeros_like(mu)}
 

@@ -265,6 +265,20 @@ def test_reddiff(form: str, setting: tuple[Schedule, Step, Tensor]) -> None:
     close(out["x"], mu_now - 0.1 * hat / (size + 1e-8))
 
 
+def test_reddiff_starts_from_the_source() -> None:
+    """Adam moves each entry by about its rate at most: with a tiny one mu stays where it was."""
+    setup, *_ = problem(EDM(), STD)
+    source = torch.randn(2, D, generator=generator(4)).double()
+    method = guidance.REDdiff(rate=1e-9, initial="pinv")
+    run = {"noise": STD, "method": method, "steps": 3}
+    no_pinv = operators.from_callable(lambda x: x.square(), differentiable=True)
+    for operator, y in ((setup.operator, setup.y), (no_pinv, source)):
+        kept = posterior.sample(setup.prior, operator, y, source=source, **run).draws[0]
+        close(kept, source, 1e-7)
+    begun = posterior.sample(setup.prior, setup.operator, setup.y, **run).draws[0]
+    close(begun, setup.operator.pinv(setup.y), 1e-7)
+
+
 def test_enkg_correction_is_the_ensemble_covariance(
     setting: tuple[Schedule, Step, Tensor],
 ) -> None:
