@@ -9,10 +9,11 @@ solving with decoupled noise annealing", CVPR 2025, arXiv 2407.01521. At each le
 
     published   w = sigma / alpha, a tuned data standard deviation tau, Langevin. It over-disperses:
                 with no data and N(0, 1) as prior its output has a variance of about 2.1, not 1
-    ours        x0hat the mean (K = 1), w^2 = 1 / (1 / spread^2 + (alpha / sigma)^2) the variance
-                of x0 given x_t under a white prior, tau the noise's own, and for linear operators
-                an exact inner draw (perturb, then solve by conjugate gradients). With
-                N(m, spread^2 I) as prior the chain leaves the exact posterior invariant.
+    ours        x0hat the mean (K = 1), w^2 its squared error in photographs at that level, or
+                under a white prior 1 / (1 / spread^2 + (alpha / sigma)^2), tau the noise's own, and
+                for linear operators an exact inner draw (perturb, then solve by conjugate
+                gradients). With N(m, spread^2 I) as prior the chain leaves the exact posterior
+                invariant.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from posterior.guidance._consistency import (
     estimate_variance,
     noise_weight,
     perturbation,
+    photograph_variance,
 )
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.noise import GaussianNoise
@@ -49,9 +51,9 @@ class DAPS(Guidance):
     Args:
         ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
         ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
-        spread: standard deviation of x0 under a white prior; inf gives the published width. Take
-            no less than a third of the noise's: below, each level adds more error than y takes away
-            again (`docs/methods.md`).
+        spread: standard deviation of x0 under a white prior; inf gives the published width. None
+            takes w from the law of photographs, scaled to the range of the prior
+            (`docs/methods.md`).
         kernel: "exact" (linear operator, Gaussian noise), "langevin", "hamiltonian" (both need the
             operator's gradient) or "metropolis" (needs none).
         inner_steps: of the kernel; conjugate gradients for "exact".
@@ -67,7 +69,7 @@ class DAPS(Guidance):
     transition: Transition = Anew
     ode_steps: int = 1
     ode_end: float = 0.0
-    spread: float = 0.05
+    spread: float | None = None
     kernel: Kernel = "exact"
     inner_steps: int = 10
     rate: float = 0.1
@@ -90,13 +92,15 @@ class DAPS(Guidance):
             value = getattr(self, name)
             if value < low:
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
-        for name in ("spread", "rate", "decay", "data_factor"):
+        for name in ("rate", "decay", "data_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be > 0, got {getattr(self, name)!r}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        if self.tau is not None and not self.tau > 0:
-            raise InputError(f"tau must be > 0 or None, got {self.tau!r}")
+        for name in ("spread", "tau"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InputError(f"{name} must be > 0 or None, got {value!r}")
         if self.ode_end < 0:
             raise InputError(f"ode_end must be >= 0, got {self.ode_end!r}")
 
@@ -163,7 +167,10 @@ class DAPS(Guidance):
     def _draw(self, problem: Problem, centre: Tensor, step: Step, noise: Noise) -> Tensor:
         """x0y ~ p(y | x0) N(x0; centre, w^2)."""
         operator, y, noise_model = problem.measured()
-        v = estimate_variance(step.t, self.spread)
+        if self.spread is None:
+            v = photograph_variance(step.t, problem.prior.range)
+        else:
+            v = estimate_variance(step.t, self.spread)
         variance = self._variance(problem)
         if self.kernel == "exact":
             weight = noise_weight(v, variance, "DAPS")

@@ -16,11 +16,11 @@ import posterior
 from posterior import guidance, operators, priors
 from posterior.errors import PosteriorError
 from posterior.guidance import _kernels
-from posterior.guidance._consistency import consistent
+from posterior.guidance._consistency import consistent, photograph_variance
 from posterior.guidance.base import Step
 from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
-from posterior.schedules import CLEAN, EDM, Schedule, VPLinear
+from posterior.schedules import CLEAN, EDM, RectifiedFlow, Schedule, VPLinear
 from posterior.streams import Noise
 from posterior.transitions import DDPM
 
@@ -155,12 +155,16 @@ def test_daps_exact_draw_has_the_moments_of_the_conditional() -> None:
     close(covariance, expected, 1e-6)
 
 
-def test_daps(setting: tuple[Schedule, Step, Tensor]) -> None:
+@pytest.mark.parametrize("spread", [SPREAD, None])
+def test_daps(spread: float | None, setting: tuple[Schedule, Step, Tensor]) -> None:
     schedule, step, x_t = setting
     setup, mu, cov, matrix = problem(schedule, STD)
-    method = guidance.DAPS(spread=SPREAD, inner_steps=2 * D)
+    method = guidance.DAPS(spread=spread, inner_steps=2 * D)
     out = one_step(method, setup, step, x_t)
     noise, v = stream(x_t), white_variance(step)
+    if spread is None:  # the law of photographs
+        ratio = step.t.sigma / step.t.alpha
+        v = 1 / (ratio**-2 + 1 / (0.0225 * ratio) + 1 / 0.36)
     x0, _ = by_hand(mu, cov, step.t, x_t)
     start = x0 + math.sqrt(v) * noise("prior")
     data = setup.y + STD * noise("data", 0, shape=(M,))
@@ -170,6 +174,16 @@ def test_daps(setting: tuple[Schedule, Step, Tensor]) -> None:
         expected = torch.linalg.solve(system, right)
         close(out["x0"][k], expected, 1e-5)
         close(out["x"][k], step.s.alpha * expected + step.s.sigma * out["z"][k], 1e-5)
+
+
+def test_the_law_of_photographs_has_the_units_of_x() -> None:
+    schedule = EDM()
+    for ratio in (0.01, 0.3, 20.0):
+        level, twice = (schedule.level_of_ratio(r) for r in (ratio, 2 * ratio))
+        symmetric = photograph_variance(twice, (-1.0, 1.0))
+        assert photograph_variance(level, (0.0, 1.0)) == pytest.approx(symmetric / 4, rel=1e-9)
+        assert photograph_variance(twice, None) == symmetric
+    assert photograph_variance(RectifiedFlow().level(1.0), None) == pytest.approx(0.36)  # no signal
 
 
 def test_daps_published_step_by_hand() -> None:
