@@ -38,6 +38,7 @@ VARIANTS: dict[str, Guidance] = {
         for k in (2, 3, 5, 8)
     },
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
+    "DAPS": guidance.DAPS(),
     **{f"DAPS spread {s}": guidance.DAPS(spread=s) for s in (0.03, 0.05, 0.1, 0.3)},
     **{
         f"REDdiff spread {s} from {start}": guidance.REDdiff(spread=s, initial=start)
