@@ -28,7 +28,9 @@ def main() -> None:
     args = parser.parse_args()
     prior = posterior.load_prior("photo")
     x = torch.cat(list(crops("tune", args.size).values())[: args.photographs])
-    print(f"{len(x)} photographs\n\n| sigma / alpha | error | law | law / error |\n|---|---|---|---|")
+    print(
+        f"{len(x)} photographs\n\n| sigma / alpha | error | law | law / error |\n|---|---|---|---|"
+    )
     for log_ratio in torch.linspace(math.log(0.005), math.log(60), args.levels).tolist():
         level = prior.schedule.level_of_ratio(math.exp(log_ratio))
         x_t = level.alpha * x + level.sigma * normal(0, f"{log_ratio:.3f}", x)
