@@ -79,7 +79,7 @@ def conjugate_gradients(
     The iterations stop early when no row goes on. Rows are scaled by |b| first, so that neither
     tiny nor huge right-hand sides under- or overflow in the squares.
     """
-    size = _largest(b)
+    size = rows.largest(b)
     fine = torch.isfinite(size)
     scale = torch.where(fine & (size > 0), size, torch.ones_like(size))
     r = rows.where(fine, b / rows.expand(scale, b), torch.zeros_like(b))
@@ -92,38 +92,43 @@ def conjugate_gradients(
     outcome = torch.where(fine & (whole == 0), Outcome.CONVERGED, outcome)
     made = torch.zeros_like(outcome)
     left = whole
-    for _ in range(iterations):
-        going = outcome == Outcome.ITERATIONS
-        if not bool(going.any()):
-            break
+    if not bool((outcome == Outcome.ITERATIONS).any()):
+        iterations = 0
+    for count in range(1, iterations + 1):
         out = product(p)
         k_p, q = out if isinstance(out, tuple) else (out, None)
         curvature = rows.dot(p, k_p)  # not finite where an element of K p is not
         finite = torch.isfinite(curvature)
         if q is not None:
             finite = finite & rows.finite(q)
-        outcome = torch.where(going & ~finite, Outcome.NOT_FINITE, outcome)
-        outcome = torch.where(going & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
+        step = outcome == Outcome.ITERATIONS
+        outcome = torch.where(step & ~finite, Outcome.NOT_FINITE, outcome)
+        outcome = torch.where(step & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
         step = outcome == Outcome.ITERATIONS
         a = torch.where(step, rho / torch.where(step, curvature, 1), 0)
-        r_next = r - rows.expand(a, r) * k_p
+        r_next = _plus(r, -a, k_p)
         square = rows.dot(r_next, r_next)
         left_next = square.sqrt()
         outcome = torch.where(step & ~(left_next <= 1e3 * whole), Outcome.BREAKDOWN, outcome)
         step = outcome == Outcome.ITERATIONS
         a = torch.where(step, a, 0)
-        r = rows.where(step, r_next, r)
-        x = x + rows.expand(a, p) * p
-        if q is not None:
-            before = torch.zeros_like(q) if companion is None else companion
-            companion = rows.where(step, before + rows.expand(a, q) * q, before)
         made = made + step.to(made.dtype)
         left = torch.where(step, left_next, left)
         outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
+        more = outcome == Outcome.ITERATIONS
+        every, going = torch.stack((step.all(), more.any())).tolist()  # waits for the device once
+        r = r_next if every else rows.where(step, r_next, r)
+        x = _plus(x, a, p)
+        if q is not None:
+            before = torch.zeros_like(q) if companion is None else companion
+            after = _plus(before, a, q)
+            companion = after if every else rows.where(step, after, before)
+        if not going or count == iterations:
+            break
         z = r if precondition is None else precondition(r)
         rho_next = square if precondition is None else rows.dot(r, z)
         beta = torch.where(step & (rho > 0), rho_next / torch.where(rho > 0, rho, 1), 0)
-        p, rho = z + rows.expand(beta, p) * p, rho_next
+        p, rho = _plus(z, beta, p), rho_next
     return Solution(
         x * rows.expand(scale, x),
         None if companion is None else companion * rows.expand(scale, companion),
@@ -231,7 +236,6 @@ def _unit(v: Tensor, norm: Tensor) -> Tensor:
     return v * rows.expand(torch.where(norm > 0, 1 / norm, 0), v)
 
 
-def _largest(x: Tensor) -> Tensor:
-    """The largest modulus of each row, (B,); not finite where an element is not."""
-    parts = torch.view_as_real(x.resolve_conj()) if x.is_complex() else x
-    return parts.abs().flatten(1).amax(1) if parts[0].numel() else parts.new_zeros(x.shape[0])
+def _plus(x: Tensor, a: Tensor, p: Tensor) -> Tensor:
+    """x + a p with a number for each row, (B,), in one new tensor."""
+    return (rows.expand(a, p) * p).add_(x)

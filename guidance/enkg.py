@@ -139,7 +139,7 @@ class EnKG(Guidance):
         return torch.cat(parts)
 
     def _move(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
-        alive = rows.finite(torch.view_as_real(outputs) if outputs.is_complex() else outputs)
+        alive = rows.finite(outputs)
         count = int(alive.sum())
         if count < 2:
             return x

@@ -158,7 +158,7 @@ class REDdiff(Guidance):
         second = 0.99 * state["second"] + 0.01 * gradient * gradient
         size = (second / (1 - 0.99**count)).sqrt() + 1e-8
         mu = state["x"] - self.rate / (1 - 0.9**count) * first / size
-        mu = torch.where(torch.isfinite(second), mu, torch.nan)  # an overflow would stand still
+        mu = mu + 0 * second  # nan where it overflowed, which would stand still
         return {"x": mu, "x0": mu, "first": first, "second": second}
 
 

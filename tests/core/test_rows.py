@@ -1,5 +1,6 @@
 """Row arithmetic: a row alone equals the row in a batch, bit for bit."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -99,6 +100,19 @@ def test_complex_inner_product_is_the_real_part() -> None:
     u, v = random(3, 4, dtype=torch.complex128), random(3, 4, dtype=torch.complex128, seed=1)
     assert torch.allclose(rows.dot(u, v), (u.conj() * v).sum(1).real)
     assert torch.allclose(rows.norm(u), torch.linalg.vector_norm(u, dim=1))
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, complex(0, math.nan)])
+def test_finite_sees_a_single_element(bad: complex) -> None:
+    """Also beside numbers whose modulus would overflow."""
+    dtype = torch.complex64 if isinstance(bad, complex) else torch.float32
+    x = torch.full((3, 2, 5), torch.finfo(torch.float32).max, dtype=dtype)
+    x = torch.complex(x.real, x.real) if x.is_complex() else x
+    x[1, 1, 3] = bad
+    assert rows.finite(x).tolist() == [True, False, True]
+    assert rows.largest(x)[::2].tolist() == [torch.finfo(torch.float32).max] * 2
+    assert rows.finite(x[:, :0]).tolist() == [True] * 3
+    assert rows.finite(x[:0]).tolist() == []
 
 
 def test_small_helpers() -> None:
