@@ -32,20 +32,21 @@ def estimate_variance(t: Level, spread: float) -> float:
 
 
 def photograph_variance(t: Level, range_: tuple[float, float] | None) -> float:
-    """Mean squared error of E[x0 | x_t] in an entry, where x0 is a photograph.
+    """Squared error of E[x0 | x_t] in an entry, where x0 is a photograph with much detail.
 
     In units of half the range (of 1 where there is none), with u = sigma / alpha,
 
-        1 / v = 1 / u^2 + 1 / (0.15^2 u) + 1 / 0.6^2
+        1 / v = 1 / u^2 + 1 / (0.2^2 u) + 1 / 0.6^2
 
     The second term is the law of images with edges, whose error of denoising falls like the noise,
     not its square (Mallat, "A wavelet tour of signal processing", 2009, ch. 11); the third is their
-    contrast. The root is within 8 % of the error of the bundled prior from u = 0.005 to 60
-    (`benchmarks/estimate_error.py`).
+    contrast. With 0.15 for 0.2 the root is within 8 % of the mean error of the bundled prior, u
+    from 0.005 to 60 (`benchmarks/estimate_error.py`). It should rather be too large than too small:
+    then an image is taken for one without the detail that it has.
     """
     scale = 1.0 if range_ is None else (range_[1] - range_[0]) / 2
     signal = scale * t.alpha / t.sigma
-    return scale**2 / (signal**2 + signal / 0.15**2 + 1 / 0.6**2)
+    return scale**2 / (signal**2 + signal / 0.2**2 + 1 / 0.6**2)
 
 
 def consistent(

@@ -164,7 +164,7 @@ def test_daps(spread: float | None, setting: tuple[Schedule, Step, Tensor]) -> N
     noise, v = stream(x_t), white_variance(step)
     if spread is None:  # the law of photographs
         ratio = step.t.sigma / step.t.alpha
-        v = 1 / (ratio**-2 + 1 / (0.0225 * ratio) + 1 / 0.36)
+        v = 1 / (ratio**-2 + 1 / (0.04 * ratio) + 1 / 0.36)
     x0, _ = by_hand(mu, cov, step.t, x_t)
     start = x0 + math.sqrt(v) * noise("prior")
     data = setup.y + STD * noise("data", 0, shape=(M,))
