@@ -52,7 +52,7 @@ def reconstruct(
         f"FBP, {window}": scan.fbp(z - air, window=window) - 1 for window in ("hann", "ramp")
     }
     prior = posterior.load_prior(ASSETS / "brain.safetensors", rows=4)
-    # of 0.05, the default, and 0.15 the better spread on this slice; neither is this network's own
+    # of 0.05 and 0.15 the better spread on this slice; neither is this network's own
     draws = posterior.sample(
         prior, scan, z, noise=noise, method=guidance.DAPS(spread=0.15), n=n, steps=steps, seed=seed
     )

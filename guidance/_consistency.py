@@ -31,22 +31,23 @@ def estimate_variance(t: Level, spread: float) -> float:
     return 1 / precision if precision > 0 else math.inf
 
 
-def photograph_variance(t: Level, range_: tuple[float, float] | None) -> float:
-    """Squared error of E[x0 | x_t] in an entry, where x0 is a photograph with much detail.
+def photograph_variance(t: Level, range_: tuple[float, float] | None, detail: float = 0.2) -> float:
+    """Squared error of E[x0 | x_t] in an entry, where x0 is a photograph.
 
     In units of half the range (of 1 where there is none), with u = sigma / alpha,
 
-        1 / v = 1 / u^2 + 1 / (0.2^2 u) + 1 / 0.6^2
+        1 / v = 1 / u^2 + 1 / (detail^2 u) + 1 / 0.6^2
 
-    The second term is the law of images with edges, whose error of denoising falls like the noise,
-    not its square (Mallat, "A wavelet tour of signal processing", 2009, ch. 11); the third is their
-    contrast. With 0.15 for 0.2 the root is within 8 % of the mean error of the bundled prior, u
-    from 0.005 to 60 (`benchmarks/estimate_error.py`). It should rather be too large than too small:
-    then an image is taken for one without the detail that it has.
+    The second term is the law of images with edges, whose squared error of denoising falls like the
+    noise, not its square (Mallat, "A wavelet tour of signal processing", 2009, ch. 11); the third
+    bounds it where there is hardly any signal. With `detail` 0.15 the root is within 8 % of the
+    root mean square error of the bundled prior, u from 0.005 to 60
+    (`benchmarks/estimate_error.py`). The default is larger, for photographs with more detail than
+    most: too small costs more than too large, since detail is then taken for noise.
     """
     scale = 1.0 if range_ is None else (range_[1] - range_[0]) / 2
     signal = scale * t.alpha / t.sigma
-    return scale**2 / (signal**2 + signal / 0.2**2 + 1 / 0.6**2)
+    return scale**2 / (signal**2 + signal / detail**2 + 1 / 0.6**2)
 
 
 def consistent(

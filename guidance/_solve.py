@@ -118,7 +118,7 @@ def conjugate_gradients(
         more = outcome == Outcome.ITERATIONS
         every, going = torch.stack((step.all(), more.any())).tolist()  # waits for the device once
         r = r_next if every else rows.where(step, r_next, r)
-        x = _plus(x, a, p)
+        x = _plus(x, a, p) if every else rows.where(step, _plus(x, a, p), x)
         if q is not None:
             before = torch.zeros_like(q) if companion is None else companion
             after = _plus(before, a, q)

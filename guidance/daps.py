@@ -12,8 +12,8 @@ solving with decoupled noise annealing", CVPR 2025, arXiv 2407.01521. At each le
     ours        x0hat the mean (K = 1), w^2 its squared error in photographs at that level, or
                 under a white prior 1 / (1 / spread^2 + (alpha / sigma)^2), tau the noise's own, and
                 for linear operators an exact inner draw (perturb, then solve by conjugate
-                gradients). With N(m, spread^2 I) as prior the chain leaves the exact posterior
-                invariant.
+                gradients). With N(m, spread^2 I) as prior, and `spread` given, the chain leaves
+                the exact posterior invariant.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class DAPS(Guidance):
         ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
         ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
         spread: standard deviation of x0 under a white prior; inf gives the published width. None
-            takes w from the law of photographs, scaled to the range of the prior
-            (`docs/methods.md`).
+            takes w from a law of photographs in pixels, scaled to the range of the prior
+            (`docs/methods.md`): give a number for latents, or anything that is no image.
         kernel: "exact" (linear operator, Gaussian noise), "langevin", "hamiltonian" (both need the
             operator's gradient) or "metropolis" (needs none).
         inner_steps: of the kernel; conjugate gradients for "exact".

@@ -2,9 +2,9 @@
 
 A row is a draw, and a draw must be the same bit for bit alone and in a batch of 64. Elementwise
 `+ - * /` and `sqrt` are correctly rounded and safe; `exp`, `log`, `log1p`, `expm1`, `sin`, `cos`,
-`tanh`, `erf` and `softmax`, `logsumexp` over the last axis are safe as measured, but `pow`,
-`sigmoid`, `exp2`, `atan2` and `silu` differ in the last bit between the vectorised body of a tensor
-and its tail: write them with `exp` and `log`. Reductions and matrix products are not: torch
+`tanh`, `erf`, `erfinv` and `softmax`, `logsumexp` over the last axis are safe as measured, but
+`pow`, `sigmoid`, `exp2`, `atan2` and `silu` differ in the last bit between the vectorised body of a
+tensor and its tail: write them with `exp` and `log`. Reductions and matrix products are not: torch
 chooses their summation order by the shape of the whole tensor. Everything in the library that sums
 over an event or multiplies rows by a matrix goes through this module.
 """
@@ -115,6 +115,8 @@ def largest(x: Tensor) -> Tensor:
 
 def finite(x: Tensor) -> Tensor:
     """Whether every element of a row is finite: (B, *event) -> (B,) bool."""
+    if not (x.is_floating_point() or x.is_complex()):
+        return torch.ones(x.shape[0], dtype=torch.bool, device=x.device)
     return torch.isfinite(largest(x))  # an eighth of the time of isfinite everywhere
 
 

@@ -144,7 +144,8 @@ def sample(
         steps: moves from noise to clean; default: the method's.
         n: draws per measurement.
         seed: any integer; measurement b uses seed + b. Or one integer per measurement.
-        source: the image or latent an edit starts from, (B, *event).
+        source: the image or latent an edit starts from, (B, *event): noised to the first level, or
+            as it is where the method's state carries no noise (RED-diff, FlowEdit).
         source_prior: the prior under what the source shows, for methods that compare it with
             `prior`, which is that of the edit: `prior.given(prompt)` twice.
         shape: shape of one x, (C, H, W), where neither prior nor operator tell it.

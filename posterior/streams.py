@@ -130,7 +130,7 @@ class Noise:
         element stands (measured; vectorised log and cos do, in the last bit).
         """
         z = self._uniform64(name, j, shape).mul_(2).sub_(1).erfinv_().mul_(math.sqrt(2))
-        return z.to(self.dtype)
+        return z.to(self.dtype).contiguous()  # rows end in a part of a block
 
     def uniform(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
         """Uniform numbers in (0, 1), float64, (rows, *shape)."""

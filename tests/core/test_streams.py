@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from scipy import stats
+from scipy import special, stats
 
 from posterior.errors import InputError, InputTypeError
 from posterior.streams import Noise, check_seed, key_of, normal, philox, seeds_of
@@ -72,12 +72,25 @@ def test_same_numbers_in_both_precisions() -> None:
     assert torch.equal(single, double.float())
 
 
-@pytest.mark.parametrize("event", [(), (1,), (3,), (5, 7), (2, 33)])
+def test_quantiles_to_the_ends_of_the_tails() -> None:
+    words = torch.tensor([0, 1, 2, 1000, 2**31, 2**32 - 2, 2**32 - 1], dtype=torch.float64)
+    u = (words + 0.5) * 2.0**-32
+
+    class Fixed(Noise):
+        def _uniform64(self, name: str, j: int, shape: object) -> torch.Tensor:
+            return u.clone()[None]
+
+    z = Fixed((0,), (0,), (0,), (7,), torch.float64)("z")[0]
+    assert z.numpy() == pytest.approx(special.ndtri(u.numpy()), rel=1e-6)
+
+
+@pytest.mark.parametrize("event", [(), (1,), (3,), (5, 7), (2, 33), (3, 111, 113)])
 def test_row_alone_equals_row_in_a_batch(event: tuple[int, ...]) -> None:
     whole = noise((4, 4, 9, 9), (0, 1, 0, 1), (0, 0, 2, 2), event, step=6)("z", 2)
     for row, (seed, draw, particle) in enumerate([(4, 0, 0), (4, 1, 0), (9, 0, 2), (9, 1, 2)]):
         alone = noise((seed,), (draw,), (particle,), event, step=6)("z", 2)
         assert torch.equal(alone[0], whole[row])
+    assert whole.is_contiguous()
 
 
 @pytest.mark.parametrize("seed", [0, -1, -(2**70), 2**64, 2**64 + 1, 2**200, np.int64(7)])

@@ -46,6 +46,86 @@ def test_a_projection_and_the_identity_take_one_iteration() -> None:
     torch.testing.assert_close(out.x, b)
 
 
+def by_the_book(k: Tensor, b: Tensor, m: Tensor, iterations: int, tolerance: float) -> list[Tensor]:
+    """Preconditioned conjugate gradients on one row (Saad 2003, algorithm 9.1): its iterates."""
+    x, r = torch.zeros_like(b), b
+    z = m * r
+    p, iterates = z, [x]
+    for _ in range(iterations):
+        if float(r.norm()) <= tolerance * float(b.norm()):
+            break
+        a = r @ z / (p @ k @ p)
+        x, r_next = x + a * p, r - a * k @ p
+        z_next = m * r_next
+        p = z_next + r_next @ z_next / (r @ z) * p
+        r, z = r_next, z_next
+        iterates.append(x)
+    return iterates
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 999), iterations=st.integers(0, 6), loose=st.booleans())
+def test_rows_stop_where_the_book_stops_each(seed: int, iterations: int, loose: bool) -> None:
+    """With a preconditioner; rows stop at different products, and so does the companion."""
+    g = torch.Generator().manual_seed(seed)
+    k, b = matrices(4, 6, seed), torch.randn(4, 6, generator=g).double()
+    k[1] = torch.eye(6)
+    b[2] = 0
+    m = torch.rand(6, generator=g).double() + 0.5
+    calls = []
+
+    def precondition(v: Tensor) -> Tensor:
+        calls.append(v)
+        return m * v
+
+    def twice(p: Tensor) -> tuple[Tensor, Tensor]:
+        return product(k)(p), 2 * p
+
+    tolerance = 0.1 if loose else 0.0
+    out = conjugate_gradients(
+        twice, b, iterations=iterations, tolerance=tolerance, precondition=precondition
+    )
+    expected = [by_the_book(k[i], b[i], m, iterations, tolerance) for i in range(4)]
+    assert out.iterations.tolist() == [len(iterates) - 1 for iterates in expected]
+    for x, iterates in zip(out.x, expected, strict=True):
+        torch.testing.assert_close(x, iterates[-1], rtol=1e-7, atol=1e-9)
+    assert len(calls) == max(int(out.iterations.max()), 1)  # not after the last product
+    if iterations == 0:
+        assert out.companion is None
+        assert out.residual.tolist() == [1, 1, 0, 1]
+    else:
+        torch.testing.assert_close(out.companion, 2 * out.x)
+
+
+def test_what_is_not_finite_in_one_row_stops_that_row_alone() -> None:
+    """In K p, in the companion, or in what the preconditioner makes of r."""
+    k, b = matrices(3, 6), torch.randn(3, 6, generator=torch.Generator().manual_seed(2)).double()
+    calm = conjugate_gradients(lambda p: (product(k)(p), p), b, iterations=4)
+    first = conjugate_gradients(lambda p: (product(k)(p), p), b, iterations=1)
+    for where in ("product", "companion", "precondition"):
+        count = {"product": 0, "companion": 0, "precondition": 0}
+
+        def bad(v: Tensor, what: str, where: str = where, count: dict[str, int] = count) -> Tensor:
+            count[what] += 1
+            v = v.clone()
+            if what == where and count[what] == 2:
+                v[1, 0] = torch.nan
+            return v
+
+        out = conjugate_gradients(
+            lambda p: (bad(product(k)(p), "product"), bad(p, "companion")),
+            b,
+            iterations=4,
+            precondition=lambda v: bad(v, "precondition"),
+        )
+        assert out.outcome.tolist() == [0, Outcome.NOT_FINITE, 0]
+        assert out.iterations.tolist() == [4, 1, 4]
+        assert out.companion is not None
+        for found in (out.x, out.companion):
+            assert torch.equal(found[::2], calm.x[::2])
+            assert torch.equal(found[1], first.x[1])
+
+
 def test_rows_do_not_see_each_other() -> None:
     k, b = matrices(3, 6), torch.randn(3, 6, generator=torch.Generator().manual_seed(1)).double()
     k[1] = torch.eye(6)  # converges at once

@@ -155,16 +155,22 @@ def test_daps_exact_draw_has_the_moments_of_the_conditional() -> None:
     close(covariance, expected, 1e-6)
 
 
-@pytest.mark.parametrize("spread", [SPREAD, None])
-def test_daps(spread: float | None, setting: tuple[Schedule, Step, Tensor]) -> None:
+@pytest.mark.parametrize(("spread", "range_"), [(SPREAD, None), (None, None), (None, (0.0, 3.0))])
+def test_daps(
+    spread: float | None,
+    range_: tuple[float, float] | None,
+    setting: tuple[Schedule, Step, Tensor],
+) -> None:
     schedule, step, x_t = setting
     setup, mu, cov, matrix = problem(schedule, STD)
+    setup.prior.range = range_
     method = guidance.DAPS(spread=spread, inner_steps=2 * D)
     out = one_step(method, setup, step, x_t)
     noise, v = stream(x_t), white_variance(step)
     if spread is None:  # the law of photographs
-        ratio = step.t.sigma / step.t.alpha
-        v = 1 / (ratio**-2 + 1 / (0.04 * ratio) + 1 / 0.36)
+        scale = 1.0 if range_ is None else 1.5
+        u = step.t.sigma / step.t.alpha / scale
+        v = scale**2 / (u**-2 + 1 / (0.04 * u) + 1 / 0.36)
     x0, _ = by_hand(mu, cov, step.t, x_t)
     start = x0 + math.sqrt(v) * noise("prior")
     data = setup.y + STD * noise("data", 0, shape=(M,))
