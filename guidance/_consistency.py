@@ -81,7 +81,7 @@ def _weighted(operator: Operator, weight: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def _damped(operator: Operator, weight: float) -> Callable[[Tensor], Tensor]:
-    return lambda d: d + weight * operator.normal(d)
+    return lambda d: (weight * operator.normal(d)).add_(d)
 
 
 def noise_weight(v: float, variance: float | Tensor, who: str) -> float | Tensor | None:

@@ -55,7 +55,7 @@ class Solution:
 
     def flagged(self, values: Tensor) -> Tensor:
         """`values` (B, ...), nan in the rows that met something not finite: the sampler sees it."""
-        return rows.where(self.outcome == Outcome.NOT_FINITE, torch.nan * values, values)
+        return rows.where(self.outcome != Outcome.NOT_FINITE, values, torch.nan * values)
 
 
 def conjugate_gradients(
@@ -115,15 +115,12 @@ def conjugate_gradients(
         made = made + step.to(made.dtype)
         left = torch.where(step, left_next, left)
         outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
-        more = outcome == Outcome.ITERATIONS
-        every, going = torch.stack((step.all(), more.any())).tolist()  # waits for the device once
-        r = r_next if every else rows.where(step, r_next, r)
-        x = _plus(x, a, p) if every else rows.where(step, _plus(x, a, p), x)
+        r = rows.where(step, r_next, r)
+        x = rows.where(step, _plus(x, a, p), x)
         if q is not None:
             before = torch.zeros_like(q) if companion is None else companion
-            after = _plus(before, a, q)
-            companion = after if every else rows.where(step, after, before)
-        if not going or count == iterations:
+            companion = rows.where(step, _plus(before, a, q), before)
+        if count == iterations or not bool((outcome == Outcome.ITERATIONS).any()):
             break
         z = r if precondition is None else precondition(r)
         rho_next = square if precondition is None else rows.dot(r, z)
@@ -228,7 +225,7 @@ def _unless_rounding(v: Tensor, before: Tensor) -> Tensor:
     """v, and 0 where it is what rounding leaves of norms `before` (B,): that is no direction."""
     left = rows.norm(v)
     rounding = left <= 100 * torch.finfo(left.dtype).eps * before
-    return rows.where(rounding, torch.zeros_like(v), v)
+    return rows.where(~rounding, v, torch.zeros_like(v))
 
 
 def _unit(v: Tensor, norm: Tensor) -> Tensor:

@@ -131,10 +131,10 @@ class TDS(Guidance):
         # what weighs nothing waits, finite, for the next resampling; a filter without weight fails
         dead = log_w == -math.inf
         lost = dead.reshape(-1, self.particles).all(1).repeat_interleave(self.particles)
-        x_s = rows.where(dead, state["x"], x_s)
+        x_s = rows.where(~dead, x_s, state["x"])
         return {
-            "x": rows.where(lost, torch.nan * x_s, x_s),
-            "x0": rows.where(dead, state["x0"], x0),
+            "x": rows.where(~lost, x_s, torch.nan * x_s),
+            "x0": rows.where(~dead, x0, state["x0"]),
             "log_w": log_w,
             "log_twist": torch.where(dead, 0.0, log_twist),
             "log_evidence": log_evidence,

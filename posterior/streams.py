@@ -129,14 +129,17 @@ class Noise:
         same for float32 and float64. What `erfinv` gives does not depend on where in the tensor the
         element stands (measured; vectorised log and cos do, in the last bit).
         """
-        z = self._uniform64(name, j, shape).mul_(2).sub_(1).erfinv_().mul_(math.sqrt(2))
+        z = self._uniform64(name, j, shape, 2.0).sub_(1).erfinv_().mul_(math.sqrt(2))
         return z.to(self.dtype).contiguous()  # rows end in a part of a block
 
     def uniform(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
         """Uniform numbers in (0, 1), float64, (rows, *shape)."""
         return self._uniform64(name, j, shape)
 
-    def _uniform64(self, name: str, j: int, shape: Sequence[int] | None) -> Tensor:
+    def _uniform64(
+        self, name: str, j: int, shape: Sequence[int] | None, width: float = 1.0
+    ) -> Tensor:
+        """Uniform numbers in (0, width); the width is a power of 2, so that nothing rounds."""
         shape = self.event if shape is None else tuple(shape)
         size = math.prod(shape)
         blocks = -(-size // 4)
@@ -154,7 +157,7 @@ class Noise:
         bits = torch.empty(count, blocks, 4, dtype=torch.float64, device=self.device)
         for k, word in enumerate(words):
             bits[..., k] = word
-        uniform = bits.add_(0.5).mul_(2.0**-32).flatten(1)
+        uniform = bits.add_(0.5).mul_(width * 2.0**-32).flatten(1)
         return uniform[:, :size].reshape(count, *shape)
 
     def _column(self, what: str, values: Sequence[int]) -> Tensor:
