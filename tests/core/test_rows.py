@@ -90,7 +90,7 @@ def test_functions_that_rows_may_use(dtype: torch.dtype) -> None:
     """The module's list of functions whose result does not depend on the place in the tensor."""
     for width in (1, 3, 7, 25, 33):
         x = random(400, width, dtype=dtype).abs() + 0.1
-        assert_row_invariant(torch.erfinv, 2 * torch.sigmoid(3 * x) - 1.5)
+        assert_row_invariant(torch.erfinv, 2 * (x / (x + 1)) - 1)
         for f in (torch.exp, torch.log, torch.log1p, torch.expm1, torch.sin, torch.cos,
                   torch.tanh, torch.erf, torch.sqrt, lambda v: 1 / v, lambda v: v**2,
                   lambda v: torch.softmax(v, 1), lambda v: torch.logsumexp(v, 1)):  # fmt: skip
