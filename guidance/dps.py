@@ -47,8 +47,6 @@ from posterior.transitions import LearnedVariance
 
 Likelihood = Literal["norm", "poisson", "poisson-code", "gaussian"]
 
-_REFERENCE_DIMENSION = 3 * 256 * 256
-
 
 @dataclass(frozen=True, kw_only=True)
 class DPS(PartWay):
@@ -57,7 +55,7 @@ class DPS(PartWay):
     Args:
         likelihood: which step, see the module. "gaussian" knows the noise level.
         scale: zeta, or the factor of the guided correction for "gaussian". None is our default: 1
-            for "gaussian", 1 at 256x256x3 and growing like the root of the dimension otherwise.
+            for "gaussian", `default_zeta` otherwise.
         clamp: clamp x0 to the prior's range as the published code does; saturated pixels then get
             no gradient.
         inner_steps: of conjugate gradients with a linear operator alone, two products with A each,
@@ -142,7 +140,7 @@ class DPS(PartWay):
         operator, y, _ = problem.measured()
         a_x0, pull_operator = operator.vjp(estimate.x0)
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
-        zeta = scale_at_dimension(self.scale, x)
+        zeta = default_zeta(x, step.steps) if self.scale is None else self.scale
         x_s = self.move(problem, estimate, step, noise, state)
         return {"x": x_s + zeta * pull(pull_operator(ascent)), "x0": estimate.x0}
 
@@ -192,12 +190,15 @@ def unit_rows(r: Tensor) -> Tensor:
     return r * rows.expand(torch.where(norm > 0, 1 / norm, 0.0), r)
 
 
-def scale_at_dimension(zeta: float | None, x: Tensor) -> float:
-    """`zeta`, or our own where it is None: 1 at 256x256x3, growing like the root of the dimension.
+def default_zeta(x: Tensor, steps: int) -> float:
+    """Length of a tuned step where none is given: 2 at 256x256x3 in 1000 steps.
 
-    The step is a vector of length zeta while the noise in x is a vector of length ~ sqrt(d).
+    It grows like the root of the dimension d, for the noise in x is a vector of length ~ sqrt(d),
+    and like 1 / steps, for it is their sum that counts: the published lengths, 0.3 to 1, belong to
+    1000 steps. With less than 25 steps it stays that of 25, since longer ones overshoot. The 2 and
+    the 25 are from tuning photographs, see docs/methods.md.
     """
-    return math.sqrt(x[0].numel() / _REFERENCE_DIMENSION) if zeta is None else zeta
+    return 2 * math.sqrt(x[0].numel() / (3 * 256 * 256)) * 1000 / max(steps, 25)
 
 
 def check_variance(problem: Problem, who: str) -> None:

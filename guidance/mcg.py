@@ -22,7 +22,7 @@ from torch import Tensor
 
 from posterior.errors import InputError, unknown_name
 from posterior.guidance.base import Guidance, State, Step
-from posterior.guidance.dps import estimate_with_gradient, scale_at_dimension, unit_rows
+from posterior.guidance.dps import default_zeta, estimate_with_gradient, unit_rows
 from posterior.problem import Problem
 from posterior.schedules import Level
 from posterior.streams import Noise
@@ -34,8 +34,8 @@ class MCG(Guidance):
     """Gradient and projection.
 
     Args:
-        scale: zeta; None is 1 at 256x256x3 and scales with the root of the dimension. 0 is plain
-            projection sampling, without a gradient.
+        scale: zeta; None is our default, `dps.default_zeta`, by dimension and number of steps. 0 is
+            plain projection sampling, without a gradient.
         clamp: clamp x0 to the prior's range inside the graph, as the published code does.
         late: noise y to the level of x_t, as the published code does.
     """
@@ -85,7 +85,8 @@ class MCG(Guidance):
         if pull is not None:
             a_x0, pull_operator = operator.vjp(estimate.x0)
             ascent = pull(pull_operator(unit_rows(y - a_x0)))
-            x_s = x_s + scale_at_dimension(self.scale, x) * ascent
+            zeta = default_zeta(x, step.steps) if self.scale is None else self.scale
+            x_s = x_s + zeta * ascent
         known = step.t if self.late else s
         return {"x": projected(problem, x_s, known, noise), "x0": estimate.x0}
 
