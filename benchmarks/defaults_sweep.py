@@ -14,13 +14,13 @@ import time
 from pathlib import Path
 
 import torch
-from photo_problems import TASKS, crops
+from photo_problems import TASKS, applies, crops, measured, tasks
 
 import posterior
 from posterior import guidance
 from posterior.guidance.base import Guidance
 from posterior.metrics import psnr
-from posterior.operators.noise import GaussianNoise
+from posterior.problem import Problem
 from posterior.transitions import DDIM, DPMSolver2M
 
 VARIANTS: dict[str, Guidance] = {
@@ -28,8 +28,11 @@ VARIANTS: dict[str, Guidance] = {
     "DPS along r": guidance.DPS(inner_steps=0),
     "DPS log_ratio": guidance.DPS(spacing="log_ratio"),
     "DPS eta 0.5": guidance.DPS(transition=DDIM(0.5)),
-    "DPS norm 1": guidance.DPS(likelihood="norm", scale=1.0),
-    "DPS norm 3": guidance.DPS(likelihood="norm", scale=3.0),
+    "DPS norm": guidance.DPS(likelihood="norm"),
+    **{
+        f"DPS norm {zeta:g}": guidance.DPS(likelihood="norm", scale=zeta)
+        for zeta in (0.25, 2.5, 5.0, 20.0)
+    },
     "MMPS": guidance.MMPS(),
     "MMPS multistep": guidance.MMPS(transition=DPMSolver2M()),
     **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 5, 8)},
@@ -46,16 +49,18 @@ VARIANTS: dict[str, Guidance] = {
         for start in ("zero", "auto")
     },
     "MCG": guidance.MCG(),
+    **{f"MCG {zeta:g}": guidance.MCG(scale=zeta) for zeta in (0.0, 0.25, 2.5, 5.0, 20.0)},
 }
 
 
 def main() -> None:
-    """Run the variants that are not yet in the results file, cell by cell."""
+    """Run what is not yet in the results file with these settings, cell by cell."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--photographs", type=int, default=3)
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defaults_sweep.json"))
     args = parser.parse_args()
@@ -64,19 +69,23 @@ def main() -> None:
     prior = posterior.load_prior("photo")
     photographs = list(crops("tune", args.size).items())[: args.photographs]
     for variant in args.variants:
-        for task, (operator, noise) in TASKS.items():
+        method = VARIANTS[variant]
+        for task in args.tasks:
+            place = tasks(args.size)[task]
             scores = []
             for k, (name, x) in enumerate(photographs):
                 key = f"{variant} | {task} | {name} | {args.size} px {args.steps} steps"
-                if key not in results:
-                    model = GaussianNoise(2 * max(noise, 0.002))
-                    y = operator(x) if noise == 0 else model.sample(operator(x), seed=100 + k)
+                y = measured(place, x, seed=100 + k)
+                if not applies(method, Problem(prior, place.operator, y, place.model)):
+                    continue
+                if results.get(key, {}).get("settings") != repr(method):
                     start = time.perf_counter()
                     run = posterior.sample(
-                        prior, operator, y, noise=model, method=VARIANTS[variant],
-                        steps=args.steps, n=args.draws, seed=k, shape=x.shape[1:],
+                        prior, place.operator, y, noise=place.model, method=method,
+                        steps=args.steps, n=args.draws, seed=k, shape=x.shape[1:], progress=False,
                     )  # fmt: skip
                     results[key] = {
+                        "settings": repr(method),
                         "mean": float(psnr(run.mean, x)),
                         "draw": float(torch.stack([psnr(d, x) for d in run.draws]).mean()),
                         "residual": float(run.diagnostics["residual"].mean()),
@@ -84,6 +93,8 @@ def main() -> None:
                     }
                     args.out.write_text(json.dumps(results, indent=1))
                 scores.append(results[key])
+            if not scores:
+                continue
             mean, draw, residual = (
                 sum(s[what] for s in scores) / len(scores) for what in ("mean", "draw", "residual")
             )

@@ -40,20 +40,18 @@ from typing import Any, NamedTuple
 import torch
 from classical import RESULTS as TUNED
 from classical import Settings, restorations, tuned
-from photo_problems import Task, crops, measured, tasks
+from photo_problems import Task, applies, crops, measured, tasks
 from safetensors.torch import load_file, save_file
 from strips import Tile, picture, save_small, slug, strip
 from torch import Tensor
 
 import posterior
 from posterior import guidance
-from posterior.errors import CapabilityError, SamplingError
+from posterior.errors import SamplingError
 from posterior.fingerprints import fingerprint
 from posterior.guidance import Guidance
-from posterior.guidance.registry import lacking
 from posterior.metrics import psnr, residual, ssim
-from posterior.operators import GaussianBlur, Masking, SuperResolution
-from posterior.operators.blur import Convolution
+from posterior.operators import Masking, SuperResolution
 from posterior.priors import Prior
 from posterior.problem import Problem
 from posterior.sheet import full_scale_std
@@ -324,22 +322,6 @@ def chosen(everyone: Sequence[str], wanted: Sequence[str]) -> list[str]:
         if name not in everyone:
             raise SystemExit(f"no photograph {name!r} in the test split: {', '.join(everyone)}")
     return list(wanted)
-
-
-def applies(method: Guidance, problem: Problem) -> bool:
-    """Whether a method can use the operator and the noise.
-
-    MCG takes blurs, but inverts them, noise and all (4.8 dB): it is left out there.
-    """
-    if lacking(method, problem):
-        return False
-    if "pinv" in method.needs and isinstance(problem.operator, Convolution | GaussianBlur):
-        return False
-    try:
-        method.check(problem)
-    except CapabilityError:
-        return False
-    return True
 
 
 def load(path: Path) -> dict[str, Scores]:

@@ -571,8 +571,8 @@ def projection_keeps_the_rest(method: Guidance) -> None:
 def projection_forgets_the_rest(steps: int) -> Check:
     """Mean of the unseen part on a correlated prior, in posterior standard deviations.
 
-    By the law of plain projection, scale = 0, where the run is affine; with the gradient of the
-    default length 1000 draws, a standard error of 0.03, are not exact either.
+    By the law of plain projection, scale = 0, where the run is affine. The gradient of the default
+    length mends more than half of it: 4000 draws, whose mean has a standard error of 0.015.
     """
 
     def check(method: Guidance) -> Sizes:
@@ -585,9 +585,9 @@ def projection_forgets_the_rest(steps: int) -> Check:
         def error(mean: Tensor) -> float:
             return float((white @ (mean - truth.mean)).square().mean().sqrt())
 
-        assert error(path(method, problem, steps, 1000)[-1].mean(0)) > 0.05
-        plain = replace(method, scale=0)  # type: ignore[call-arg]
-        return (error(law(plain, problem, steps)[0]),)
+        plain = error(law(replace(method, scale=0), problem, steps)[0])  # type: ignore[call-arg]
+        assert error(path(method, problem, steps, 4000)[-1].mean(0)) < plain / 2
+        return (plain,)
 
     return check
 

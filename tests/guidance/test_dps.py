@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from guidance_steps import SCHEDULES, D, ancestral, by_hand, generator, one_step, problem
@@ -241,22 +243,34 @@ def test_presets_are_the_published_numbers() -> None:
         guidance.DPS.preset("paper/ffhq/motion_blur")
 
 
-def test_default_step_length_grows_like_the_root_of_the_dimension() -> None:
-    """A prior N(0, I) with A = I: the guidance step is zeta long, zeta = sqrt(d / 196608)."""
+@pytest.mark.parametrize("method", [guidance.DPS(likelihood="norm"), guidance.MCG()])
+def test_default_step_length(method: guidance.DPS | guidance.MCG) -> None:
+    """A prior N(0, I), y = x_1 seen: the gradient is zeta dx0/dx_t long, zeta sqrt(d) 1000 / steps.
+
+    x_1 is not moved in MCG, whose projection hides the gradient: x_2, correlated by 0.5, is.
+    """
     schedule = EDM()
-    step = Step(0, 10, schedule.level_of_ratio(0.9), schedule.level_of_ratio(0.6))
-    lengths = []
-    for d in (16, 64):
-        prior = priors.Gaussian(torch.zeros(d, dtype=torch.float64), 1.0, schedule=schedule)
+    t, s = schedule.level_of_ratio(0.9), schedule.level_of_ratio(0.6)
+
+    def length(d: int, steps: int) -> float:
+        covariance = torch.eye(d, dtype=torch.float64)
+        covariance[0, 1] = covariance[1, 0] = 0.5
+        prior = priors.Gaussian(torch.zeros(d, dtype=torch.float64), covariance, schedule=schedule)
         x_t = torch.ones(1, d, dtype=torch.float64)
-        identity = operators.from_matrix(torch.eye(d, dtype=torch.float64))
-        setup = Problem(prior, identity, 2 * x_t, GaussianNoise(0.1))
-        plain = one_step(guidance.DPS(likelihood="norm", scale=0), setup, step, x_t)
-        out = one_step(guidance.DPS(likelihood="norm"), setup, step, x_t)
-        lengths.append(float((out["x"] - plain["x"]).norm()))
-    jacobian = 1 / (1 + 0.9**2)
-    assert lengths[0] == pytest.approx(jacobian * (16 / 196608) ** 0.5, rel=1e-9)
-    assert lengths[1] == pytest.approx(2 * lengths[0], rel=1e-9)
+        first = operators.from_matrix(torch.eye(1, d, dtype=torch.float64))
+        setup = Problem(prior, first, 2 * x_t[:, :1], GaussianNoise(0.1))
+        step = Step(0, steps, t, s)
+        plain = one_step(replace(method, scale=0), setup, step, x_t)
+        out = one_step(method, setup, step, x_t)
+        return float((out["x"] - plain["x"])[0, 1])
+
+    seen = torch.tensor([[1.0, 0.5], [0.5, 1.0]], dtype=torch.float64)
+    jacobian = seen @ torch.linalg.inv(seen + 0.9**2 * torch.eye(2, dtype=torch.float64))
+    one = float(jacobian[0, 1]) * (16 / 196608) ** 0.5  # of zeta = 1 at 256x256x3
+    assert length(16, 1000) == pytest.approx(2 * one, rel=1e-9)
+    assert length(64, 1000) == pytest.approx(4 * one, rel=1e-9)
+    assert length(16, 50) == pytest.approx(40 * one, rel=1e-9)
+    assert length(16, 10) == pytest.approx(80 * one, rel=1e-9)  # as in 25 steps
 
 
 def test_gaussian_form_weighs_entries_by_their_variance() -> None:
