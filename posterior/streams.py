@@ -40,8 +40,20 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
             k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
         p0, p1 = c0 * _M0, c2 * _M1
         # of c1 and c3 only the low 32 bits count: they are masked where they enter a product
-        c0, c1, c2, c3 = (p1 >> 32 ^ c1 ^ k0) & _MASK, p1, (p0 >> 32 ^ c3 ^ k1) & _MASK, p0
+        c0, c1, c2, c3 = _mixed(p1 >> 32, c1, k0), p1, _mixed(p0 >> 32, c3, k1), p0
     return [c0, c1 & _MASK, c2, c3 & _MASK]
+
+
+def _mixed(high: Tensor, word: Tensor, key: Tensor) -> Tensor:
+    """high ^ word ^ key, its low 32 bits; `high` is overwritten where it has the room.
+
+    New tensors in each of the ten rounds would leave the processor's cache: half the time.
+    """
+    for other in (word, key):
+        pairs = zip(reversed(high.shape), reversed(other.shape), strict=False)
+        fits = other.ndim <= high.ndim and all(n in (1, room) for room, n in pairs)
+        high = high.bitwise_xor_(other) if fits else high ^ other
+    return high.bitwise_and_(_MASK)
 
 
 def check_seed(seed: object) -> int:
@@ -129,17 +141,15 @@ class Noise:
         same for float32 and float64. What `erfinv` gives does not depend on where in the tensor the
         element stands (measured; vectorised log and cos do, in the last bit).
         """
-        z = self._uniform64(name, j, shape, 2.0).sub_(1).erfinv_().mul_(math.sqrt(2))
+        z = self._uniform64(name, j, shape, -1.0).erfinv_().mul_(math.sqrt(2))
         return z.to(self.dtype).contiguous()  # rows end in a part of a block
 
     def uniform(self, name: str, j: int = 0, shape: Sequence[int] | None = None) -> Tensor:
         """Uniform numbers in (0, 1), float64, (rows, *shape)."""
-        return self._uniform64(name, j, shape)
+        return self._uniform64(name, j, shape, 0.0)
 
-    def _uniform64(
-        self, name: str, j: int, shape: Sequence[int] | None, width: float = 1.0
-    ) -> Tensor:
-        """Uniform numbers in (0, width); the width is a power of 2, so that nothing rounds."""
+    def _uniform64(self, name: str, j: int, shape: Sequence[int] | None, low: float) -> Tensor:
+        """Uniform numbers in (low, 1), (word + 1/2) / 2**32 for low = 0; for 0 and -1 exact."""
         shape = self.event if shape is None else tuple(shape)
         size = math.prod(shape)
         blocks = -(-size // 4)
@@ -157,7 +167,8 @@ class Noise:
         bits = torch.empty(count, blocks, 4, dtype=torch.float64, device=self.device)
         for k, word in enumerate(words):
             bits[..., k] = word
-        uniform = bits.add_(0.5).mul_(width * 2.0**-32).flatten(1)
+        unit = (1 - low) * 2.0**-32
+        uniform = bits.mul_(unit).add_(low + unit / 2).flatten(1)
         return uniform[:, :size].reshape(count, *shape)
 
     def _column(self, what: str, values: Sequence[int]) -> Tensor:
