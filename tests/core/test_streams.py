@@ -77,8 +77,8 @@ def test_quantiles_to_the_ends_of_the_tails() -> None:
     u = (words + 0.5) * 2.0**-32
 
     class Fixed(Noise):
-        def _uniform64(self, name: str, j: int, shape: object, width: float = 1.0) -> torch.Tensor:
-            return width * u[None]
+        def _uniform64(self, name: str, j: int, shape: object, low: float) -> torch.Tensor:
+            return low + (1 - low) * u[None]
 
     z = Fixed((0,), (0,), (0,), (7,), torch.float64)("z")[0]
     assert z.numpy() == pytest.approx(special.ndtri(u.numpy()), rel=1e-6)
