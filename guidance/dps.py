@@ -55,7 +55,8 @@ class DPS(PartWay):
     Args:
         likelihood: which step, see the module. "gaussian" knows the noise level.
         scale: zeta, or the factor of the guided correction for "gaussian". None is our default: 1
-            for "gaussian", `default_zeta` otherwise.
+            for "gaussian", `default_zeta` for "norm", 0.3 of that for the others (published: 0.3
+            where "norm" has 1).
         clamp: clamp x0 to the prior's range as the published code does; saturated pixels then get
             no gradient.
         inner_steps: of conjugate gradients with a linear operator alone, two products with A each,
@@ -140,7 +141,9 @@ class DPS(PartWay):
         operator, y, _ = problem.measured()
         a_x0, pull_operator = operator.vjp(estimate.x0)
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
-        zeta = default_zeta(x, step.steps) if self.scale is None else self.scale
+        zeta = self.scale
+        if zeta is None:
+            zeta = default_zeta(x, step.steps) * (1.0 if self.likelihood == "norm" else 0.3)
         x_s = self.move(problem, estimate, step, noise, state)
         return {"x": x_s + zeta * pull(pull_operator(ascent)), "x0": estimate.x0}
 

@@ -13,7 +13,7 @@ import posterior
 from posterior import guidance, operators, priors
 from posterior.errors import CapabilityError, InputError, PosteriorError
 from posterior.guidance.base import Step
-from posterior.guidance.dps import PRESETS
+from posterior.guidance.dps import PRESETS, Likelihood
 from posterior.operators.noise import GaussianNoise, PoissonNoise
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, Discrete, Level, Schedule, VPLinear
@@ -271,6 +271,21 @@ def test_default_step_length(method: guidance.DPS | guidance.MCG) -> None:
     assert length(64, 1000) == pytest.approx(4 * one, rel=1e-9)
     assert length(16, 50) == pytest.approx(40 * one, rel=1e-9)
     assert length(16, 10) == pytest.approx(80 * one, rel=1e-9)  # as in 25 steps
+
+
+@pytest.mark.parametrize("form", ["poisson", "poisson-code"])
+def test_default_step_length_for_counts(form: Likelihood) -> None:
+    """0.3 of that of "norm", as published."""
+    prior = priors.Gaussian(torch.zeros(16, dtype=torch.float64), 1.0, schedule=EDM())
+    step = Step(0, 50, prior.schedule.level_of_ratio(0.9), prior.schedule.level_of_ratio(0.6))
+    x_t = torch.ones(1, 16, dtype=torch.float64)
+    identity = operators.from_matrix(torch.eye(16, dtype=torch.float64))
+    setup = Problem(prior, identity, x_t / 2, PoissonNoise(1.0, low=-1.0, peak=100))
+    states = [
+        one_step(guidance.DPS(likelihood=form, scale=scale), setup, step, x_t)["x"]
+        for scale in (None, 0.3 * 40 * (16 / 196608) ** 0.5)
+    ]
+    torch.testing.assert_close(*states)
 
 
 def test_gaussian_form_weighs_entries_by_their_variance() -> None:
