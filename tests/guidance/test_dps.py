@@ -273,6 +273,31 @@ def test_default_step_length(method: guidance.DPS | guidance.MCG) -> None:
     assert length(16, 10) == pytest.approx(80 * one, rel=1e-9)  # as in 25 steps
 
 
+def test_default_step_length_does_the_same_in_any_number_of_steps() -> None:
+    """What the gradient adds to the hidden part of a correlated vector, in 50 and in 400 steps.
+
+    With one length for both it would be eight times as much in 400.
+    """
+    place = torch.arange(16, dtype=torch.float64)
+    covariance = torch.exp(-(place[:, None] - place).abs() / 8)
+    prior = priors.Gaussian(torch.zeros(16, dtype=torch.float64), covariance)
+    seen = operators.from_matrix(torch.eye(16, dtype=torch.float64)[:6])
+    y = torch.ones(1, 6, dtype=torch.float64)
+
+    def shift(steps: int) -> Tensor:
+        with_gradient, without = (
+            posterior.sample(
+                prior, seen, y, noise=1e-6, method=guidance.MCG(scale=scale), steps=steps, n=64
+            ).draws.mean(0)[0]
+            for scale in (None, 0)
+        )
+        return (with_gradient - without)[6:]
+
+    few, many = shift(50), shift(400)
+    assert float(few @ many / many.norm() / few.norm()) > 0.98
+    assert float(few.norm() / many.norm()) == pytest.approx(1, abs=0.3)
+
+
 @pytest.mark.parametrize("form", ["poisson", "poisson-code"])
 def test_default_step_length_for_counts(form: Likelihood) -> None:
     """0.3 of that of "norm", as published."""
