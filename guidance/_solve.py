@@ -88,43 +88,43 @@ def conjugate_gradients(
     companion: Tensor | None = None
     z = r if precondition is None else precondition(r)
     p, rho = z, rows.dot(r, z)
-    outcome = torch.where(fine, Outcome.ITERATIONS, Outcome.NOT_FINITE)
-    outcome = torch.where(fine & (whole == 0), Outcome.CONVERGED, outcome)
+    going = fine & (whole > 0)
+    outcome = torch.where(going, Outcome.ITERATIONS, Outcome.CONVERGED)
+    outcome = torch.where(fine, outcome, Outcome.NOT_FINITE)
     made = torch.zeros_like(outcome)
-    left = whole
-    if not bool((outcome == Outcome.ITERATIONS).any()):
+    left, goal, limit = whole, tolerance * whole, 1e3 * whole
+    if not bool(going.any()):
         iterations = 0
     for count in range(1, iterations + 1):
         out = product(p)
         k_p, q = out if isinstance(out, tuple) else (out, None)
         curvature = rows.dot(p, k_p)  # not finite where an element of K p is not
-        finite = torch.isfinite(curvature)
-        if q is not None:
-            finite = finite & rows.finite(q)
-        step = outcome == Outcome.ITERATIONS
-        outcome = torch.where(step & ~finite, Outcome.NOT_FINITE, outcome)
-        outcome = torch.where(step & finite & (curvature <= 0), Outcome.BREAKDOWN, outcome)
-        step = outcome == Outcome.ITERATIONS
-        a = torch.where(step, rho / torch.where(step, curvature, 1), 0)
+        a = rho / curvature
         r_next = _plus(r, -a, k_p)
         square = rows.dot(r_next, r_next)
         left_next = square.sqrt()
-        outcome = torch.where(step & ~(left_next <= 1e3 * whole), Outcome.BREAKDOWN, outcome)
-        step = outcome == Outcome.ITERATIONS
-        a = torch.where(step, a, 0)
-        made = made + step.to(made.dtype)
+        finite = torch.isfinite(curvature)
+        if q is not None:
+            finite = finite & rows.finite(q)
+        sound = (curvature > 0) & (left_next <= limit)
+        reached = torch.where(left_next <= goal, Outcome.CONVERGED, Outcome.ITERATIONS)
+        reached = torch.where(sound, reached, Outcome.BREAKDOWN)
+        reached = torch.where(finite, reached, Outcome.NOT_FINITE)
+        step = going & finite & sound  # the rows that move; in the others a may be anything
+        outcome = torch.where(going, reached, outcome)
+        made = made + step
         left = torch.where(step, left_next, left)
-        outcome = torch.where(step & (left <= tolerance * whole), Outcome.CONVERGED, outcome)
         r = rows.where(step, r_next, r)
         x = rows.where(step, _plus(x, a, p), x)
         if q is not None:
             before = torch.zeros_like(q) if companion is None else companion
             companion = rows.where(step, _plus(before, a, q), before)
-        if count == iterations or not bool((outcome == Outcome.ITERATIONS).any()):
+        going = outcome == Outcome.ITERATIONS
+        if count == iterations or not bool(going.any()):
             break
         z = r if precondition is None else precondition(r)
         rho_next = square if precondition is None else rows.dot(r, z)
-        beta = torch.where(step & (rho > 0), rho_next / torch.where(rho > 0, rho, 1), 0)
+        beta = torch.where(going & (rho > 0), rho_next / rho, 0)
         p, rho = _plus(z, beta, p), rho_next
     return Solution(
         x * rows.expand(scale, x),

@@ -34,10 +34,9 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     modulo 2**64, which is all that the 32 x 32 -> 64 bit multiplication needs.
     """
     c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for round_ in range(_ROUNDS):
-        if round_:
-            k0, k1 = (k0 + _W0) & _MASK, (k1 + _W1) & _MASK
+    rounds = torch.arange(_ROUNDS, device=c0.device)
+    k0s, k1s = ((k[..., None] + w * rounds) & _MASK for k, w in zip(key, (_W0, _W1), strict=True))
+    for k0, k1 in zip(k0s.unbind(-1), k1s.unbind(-1), strict=True):
         p0, p1 = c0 * _M0, c2 * _M1
         # of c1 and c3 only the low 32 bits count: they are masked where they enter a product
         c0, c1, c2, c3 = _mixed(p1 >> 32, c1, k0), p1, _mixed(p0 >> 32, c3, k1), p0
