@@ -49,7 +49,10 @@ VARIANTS: dict[str, Guidance] = {
         for start in ("zero", "auto")
     },
     "MCG": guidance.MCG(),
-    **{f"MCG {zeta:g}": guidance.MCG(scale=zeta) for zeta in (0.0, 0.25, 2.5, 5.0, 20.0)},
+    **{
+        f"MCG {zeta:g}": guidance.MCG(scale=zeta)
+        for zeta in (0.0, 0.25, 2.5, 5.0, 10.0, 20.0, 50.0)
+    },
 }
 
 

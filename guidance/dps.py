@@ -143,7 +143,8 @@ class DPS(PartWay):
         ascent = self._ascent(y - a_x0, y, problem)  # minus the derivative by A(x0)
         zeta = self.scale
         if zeta is None:
-            zeta = default_zeta(x, step.steps) * (1.0 if self.likelihood == "norm" else 0.3)
+            steps = round(step.steps / self.strength)  # of the whole grid
+            zeta = default_zeta(x, steps) * (1.0 if self.likelihood == "norm" else 0.3)
         x_s = self.move(problem, estimate, step, noise, state)
         return {"x": x_s + zeta * pull(pull_operator(ascent)), "x0": estimate.x0}
 
@@ -194,7 +195,7 @@ def unit_rows(r: Tensor) -> Tensor:
 
 
 def default_zeta(x: Tensor, steps: int) -> float:
-    """Length of a tuned step where none is given: 2 at 256x256x3 in 1000 steps.
+    """Length of a tuned step where none is given, for x of order 1: 2 at 256x256x3 in 1000 steps.
 
     It grows like the root of the dimension d, for the noise in x is a vector of length ~ sqrt(d),
     and like 1 / steps, for it is their sum that counts: the published lengths, 0.3 to 1, belong to

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from posterior.errors import CapabilityError, InputTypeError, unknown_name
@@ -57,7 +58,7 @@ _FOR_LINEAR = ("denoising", "mmps")
 
 @dataclass(frozen=True)
 class MethodInfo:
-    """One row of the table of methods."""
+    """One row of the table of methods; `nfe` and `vjp` in the number of steps, T."""
 
     name: str
     needs: str
@@ -67,22 +68,28 @@ class MethodInfo:
     paper: str
 
 
-def table(steps: int = 100) -> list[MethodInfo]:
-    """The methods: name, needs, network calls and backward passes per draw, when, source."""
+def table() -> list[MethodInfo]:
+    """The methods: name, needs, network calls and backward passes per draw of T steps, source."""
     rows = []
     for name, cls in REGISTRY.items():
         method = cls()
-        rows.append(
-            MethodInfo(
-                name,
-                ", ".join(sorted(cls.needs)),
-                f"{method.nfe(steps)} at {steps} steps",
-                f"{method.vjps(steps)} at {steps} steps",
-                cls.when,
-                cls.paper,
-            )
-        )
+        nfe, vjp = (_formula(count, method.yields) for count in (method.nfe, method.vjps))
+        rows.append(MethodInfo(name, ", ".join(sorted(cls.needs)), nfe, vjp, cls.when, cls.paper))
     return rows
+
+
+def _formula(count: Callable[[int], int], draws: int) -> str:
+    """A count of T steps, per draw of a group of so many: "3 T", or examples if not linear in T."""
+    at = {steps: count(steps) / draws for steps in (50, 100, 150)}
+    slope = (at[150] - at[50]) / 100
+    start = at[100] - 100 * slope
+    if at[100] - at[50] != at[150] - at[100]:
+        text = f"{at[50]:g} for T = 50, {at[100]:g} for T = 100"
+    elif slope == 0:
+        text = f"{start:g}"
+    else:
+        text = ("T" if slope == 1 else f"{slope:g} T") + (f" {start:+g}" if start else "")
+    return text + (f", of a group of {draws}" if draws > 1 else "")
 
 
 def by_name(method: Guidance | str) -> Guidance:

@@ -503,8 +503,11 @@ def methods() -> None:
             ("source", m.paper),
         ]
         _card(m.name, m.when, lines)
-    _say("--method auto takes the first of these that can use the operator; of an edit, postedit,")
-    _say("blended with a mask, dps with a reference.")
+    _say(
+        "T is the number of steps. --method auto takes denoising where y is x in white noise, mmps"
+    )
+    _say("where y is linear in x, else the first of these that can use the operator; of an edit,")
+    _say("postedit, blended with a mask, dps with a reference.")
 
 
 @app.command()
