@@ -88,8 +88,10 @@ def _formula(count: Callable[[int], int], draws: int) -> str:
     elif slope == 0:
         text = f"{start:g}"
     else:
-        text = ("T" if slope == 1 else f"{slope:g} T") + (f" {start:+g}" if start else "")
-    return text + (f", of a group of {draws}" if draws > 1 else "")
+        text = "T" if slope == 1 else f"{slope:g} T"
+        if start:
+            text += f" {'-' if start < 0 else '+'} {abs(start):g}"
+    return text + (f", in groups of {draws}" if draws > 1 and any(at.values()) else "")
 
 
 def by_name(method: Guidance | str) -> Guidance:

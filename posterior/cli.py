@@ -498,8 +498,8 @@ def methods() -> None:
     for m in table():
         lines = [
             ("needs", m.needs or "nothing"),
-            ("network calls", f"{m.nfe}, per draw"),
-            ("backward passes", f"{m.vjp}, per draw"),
+            ("network calls", m.nfe),
+            ("backward passes", m.vjp),
             ("source", m.paper),
         ]
         _card(m.name, m.when, lines)
