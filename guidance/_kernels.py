@@ -61,6 +61,18 @@ def metropolis(
     return x
 
 
+def largest_eigenvalue(product: Gradient, start: Tensor, iterations: int = 20) -> Tensor:
+    """That of a positive semi-definite K, (B,), from below, by the power method from random rows.
+
+    0 where K sends the row to 0, nan where something is not finite.
+    """
+    v, size = start, rows.norm(start)
+    for _ in range(iterations):
+        v = product(v * rows.expand(torch.where(size > 0, 1 / size, 0.0), v))
+        size = rows.norm(v)
+    return size
+
+
 def _root(h: float | Tensor, x: Tensor) -> float | Tensor:
     """The square root of h, beside x."""
     h = rows.expand(h, x)

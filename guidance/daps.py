@@ -38,6 +38,7 @@ from posterior.guidance._consistency import (
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
+from posterior.schedules import Level
 from posterior.streams import Noise
 from posterior.transitions import Anew, Transition, move, ode_estimate
 
@@ -58,7 +59,8 @@ class DAPS(Guidance):
             operator's gradient) or "metropolis" (needs none).
         inner_steps: of the kernel; conjugate gradients for "exact".
         rate: step length of the kernel at the first level, relative to the smaller of the two
-            variances, w^2 and tau^2; or absolute, `absolute_rate`.
+            variances, w^2 and tau^2, the latter over |A|^2 where A is linear and |A| > 1; or
+            absolute, `absolute_rate`.
         decay: the rate falls linearly with the level's number to this share of it.
         momentum: of "hamiltonian".
         tau: standard deviation of the data that the sampler assumes; None takes the noise's own.
@@ -151,20 +153,31 @@ class DAPS(Guidance):
         """`ode_steps` a step (1 where x_t lies below `ode_end` already)."""
         return self.ode_steps * steps
 
+    def start(self, problem: Problem, level: Level, noise: Noise) -> State:
+        """Noise; with a linear operator and a gradient kernel also |A|^2 of each row, "gain"."""
+        state = super().start(problem, level, noise)
+        operator, _, _ = problem.measured()
+        if self.kernel in ("langevin", "hamiltonian") and operator.linear:
+            state["gain"] = _kernels.largest_eigenvalue(operator.normal, noise("power"))
+        return state
+
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:
         """Estimate along the flow, draw given y, renoise."""
         schedule, s = problem.prior.schedule, step.s
         levels = grids.descent(schedule, step.t, self.ode_end, self.ode_steps)
         x0hat = ode_estimate(state["x"], levels, problem.prior) / levels[-1].alpha
-        x0y = self._draw(problem, x0hat, step, noise)
-        return {"x": move(x0y, x0y, s, s.sigma, noise("move") if s.sigma > 0 else None), "x0": x0y}
+        x0y = self._draw(problem, x0hat, step, noise, state.get("gain"))
+        x = move(x0y, x0y, s, s.sigma, noise("move") if s.sigma > 0 else None)
+        return {**state, "x": x, "x0": x0y}
 
     def _variance(self, problem: Problem) -> float | Tensor:
         """The data variance that the sampler assumes."""
         _, y, noise_model = problem.measured()
         return noise_model.variance(y) if self.tau is None else self.tau**2
 
-    def _draw(self, problem: Problem, centre: Tensor, step: Step, noise: Noise) -> Tensor:
+    def _draw(
+        self, problem: Problem, centre: Tensor, step: Step, noise: Noise, gain: Tensor | None
+    ) -> Tensor:
         """x0y ~ p(y | x0) N(x0; centre, w^2)."""
         operator, y, noise_model = problem.measured()
         if self.spread is None:
@@ -184,10 +197,8 @@ class DAPS(Guidance):
         decayed = 1 - (1 - self.decay) * step.index / (step.steps + 1)
         h: float | Tensor = self.rate * decayed
         if not self.absolute_rate:
-            if isinstance(variance, Tensor):
-                h = h * _least(variance, y).clamp(max=v)
-            else:
-                h = h * min(v, variance)
+            least = _least(variance, y)
+            h = h * (least if gain is None else least / gain.clamp(min=1)).clamp(max=v)
         if self.kernel == "metropolis":
 
             def log_density(x: Tensor) -> Tensor:
@@ -210,9 +221,14 @@ class DAPS(Guidance):
         return _kernels.hamiltonian(centre, gradient, h, self.inner_steps, noise, self.momentum)
 
 
-def _least(variance: Tensor, y: Tensor) -> Tensor:
+def _least(variance: float | Tensor, y: Tensor) -> Tensor:
     """The smallest variance of each measurement, (B,)."""
-    return variance.expand(y.shape).flatten(1).amin(1)
+    return (
+        torch.as_tensor(variance, dtype=y.real.dtype, device=y.device)
+        .expand(y.shape)
+        .flatten(1)
+        .amin(1)
+    )
 
 
 PRESETS: dict[str, tuple[int, float]] = {

@@ -18,6 +18,7 @@ from posterior.errors import PosteriorError
 from posterior.guidance import _kernels
 from posterior.guidance._consistency import consistent, photograph_variance
 from posterior.guidance.base import Step
+from posterior.guidance.daps import Kernel
 from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, RectifiedFlow, Schedule, VPLinear
@@ -235,6 +236,36 @@ def test_metropolis_keeps_its_target() -> None:
     assert float((out != x).double().mean()) > 0.9
     log_density = lambda v: torch.where(v[:, 0] == x[:, 0], 0.0, torch.nan)  # noqa: E731
     assert torch.equal(_kernels.metropolis(x, log_density, 1.0, 3, noise), x)
+
+
+def test_largest_eigenvalue() -> None:
+    """From below, row by row; 0 of the zero matrix."""
+    root = torch.randn(3, 5, 5, generator=generator(11)).double()
+    k = root @ root.mT
+    k[1] = 0
+    start = torch.randn(3, 5, generator=generator(12)).double()
+
+    def largest(part: slice) -> Tensor:
+        product = lambda v: (k[part] @ v[..., None])[..., 0]  # noqa: E731
+        return _kernels.largest_eigenvalue(product, start[part], iterations=100)
+
+    whole = largest(slice(0, 3))
+    assert torch.equal(largest(slice(2, 3))[0], whole[2])
+    close(whole, torch.linalg.eigvalsh(k)[:, -1], 1e-6)
+    assert whole[1] == 0
+
+
+@pytest.mark.parametrize("kernel", ["langevin", "hamiltonian"])
+def test_daps_chains_do_not_run_away_from_a_large_operator(kernel: Kernel) -> None:
+    """y = 10 x + n: variances of y in x are a hundredth of those in y."""
+    prior = priors.Gaussian(torch.zeros(2, dtype=torch.float64), 1.0)
+    operator = operators.from_matrix(10 * torch.eye(2, dtype=torch.float64))
+    y = 10 * torch.ones(1, 2, dtype=torch.float64)
+    method = guidance.DAPS(kernel=kernel, spread=1.0)
+    draws = posterior.sample(prior, operator, y, noise=0.3, method=method, steps=30, n=100).draws
+    exact = prior.posterior(operator, y, 0.3)
+    assert abs(float(draws.mean() - exact.mean.mean())) < 0.01  # a standard error of 0.003
+    assert float(draws.std()) < 2 * 0.03  # 0.3 / 10
 
 
 @pytest.mark.parametrize("late", [False, True])
