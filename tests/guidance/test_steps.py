@@ -284,6 +284,42 @@ def test_mcg(late: bool, setting: tuple[Schedule, Step, Tensor]) -> None:
         close(out["x"][k], moved - inverse @ matrix @ moved + inverse @ y_s)
 
 
+def test_the_gradient_of_mcg_is_tangent_to_the_data() -> None:
+    """A prior on a plane: whatever A is, a step along the gradient stays in it."""
+    basis = torch.linalg.qr(torch.randn(D, 2, generator=generator(3)).double()).Q
+    spread = torch.tensor([2.0, 0.5], dtype=torch.float64)
+    prior = priors.Gaussian(torch.zeros(D, dtype=torch.float64), (basis * spread) @ basis.T)
+    operator = operators.from_matrix(torch.randn(3, D, generator=generator(4)).double())
+    y = torch.ones(2, 3, dtype=torch.float64)
+    x_t = torch.randn(2, D, generator=generator(5)).double()
+    step = Step(0, 10, prior.schedule.level_of_ratio(0.9), prior.schedule.level_of_ratio(0.6))
+    setup = Problem(prior, operator, y, GaussianNoise(0.1))
+    # the part of MCG before its projection is DPS's
+    ahead, plain = (
+        one_step(guidance.DPS(likelihood="norm", scale=scale), setup, step, x_t)["x"]
+        for scale in (1.0, 0.0)
+    )
+    moved = ahead - plain
+    assert float(moved.norm()) > 0.1
+    close(moved @ basis @ basis.T, moved, 1e-12)
+
+
+def test_mcg_on_independent_pixels_is_projection_alone() -> None:
+    """What is hidden learns nothing from what is seen: the gradient is 0 there, to the bit."""
+    variances = torch.arange(1.0, 7.0, dtype=torch.float64).reshape(1, 2, 3)
+    prior = priors.Gaussian(torch.zeros_like(variances), variances)
+    keep = torch.tensor([[True, False, True], [False, True, False]])
+    seen = operators.Mask(keep=keep)
+    y = seen(torch.ones(1, 1, 2, 3, dtype=torch.float64))
+    with_gradient, without = (
+        posterior.sample(
+            prior, seen, y, noise=0.1, method=guidance.MCG(scale=scale), steps=5, n=3
+        ).draws
+        for scale in (None, 0)
+    )
+    assert torch.equal(with_gradient[..., ~keep], without[..., ~keep])
+
+
 def test_mcg_ends_on_the_data_and_keeps_their_noise() -> None:
     setup, *_ = problem(EDM(), STD)
     method = guidance.MCG()
