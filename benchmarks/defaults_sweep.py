@@ -48,6 +48,11 @@ VARIANTS: dict[str, Guidance] = {
         for s in (0.05, 0.1, 0.3)
         for start in ("zero", "auto")
     },
+    "DAPS published": guidance.DAPS.preset("code/ffhq/gaussian-blur"),
+    "DAPS langevin": guidance.DAPS(kernel="langevin"),
+    "DAPS hamiltonian": guidance.DAPS(kernel="hamiltonian"),
+    "DDS published": guidance.DDS.preset("code/mri"),
+    "REDdiff published": guidance.REDdiff.preset("paper"),
     "MCG": guidance.MCG(),
     **{
         f"MCG {zeta:g}": guidance.MCG(scale=zeta)
