@@ -197,8 +197,10 @@ class DAPS(Guidance):
         decayed = 1 - (1 - self.decay) * step.index / (step.steps + 1)
         h: float | Tensor = self.rate * decayed
         if not self.absolute_rate:
-            least = _least(variance, y)
-            h = h * (least if gain is None else least / gain.clamp(min=1)).clamp(max=v)
+            least = _least(variance, y) if isinstance(variance, Tensor) else variance
+            if gain is not None:
+                least = least / gain.clamp(min=1)
+            h = h * (least.clamp(max=v) if isinstance(least, Tensor) else min(least, v))
         if self.kernel == "metropolis":
 
             def log_density(x: Tensor) -> Tensor:
@@ -221,14 +223,9 @@ class DAPS(Guidance):
         return _kernels.hamiltonian(centre, gradient, h, self.inner_steps, noise, self.momentum)
 
 
-def _least(variance: float | Tensor, y: Tensor) -> Tensor:
+def _least(variance: Tensor, y: Tensor) -> Tensor:
     """The smallest variance of each measurement, (B,)."""
-    return (
-        torch.as_tensor(variance, dtype=y.real.dtype, device=y.device)
-        .expand(y.shape)
-        .flatten(1)
-        .amin(1)
-    )
+    return variance.expand(y.shape).flatten(1).amin(1)
 
 
 PRESETS: dict[str, tuple[int, float]] = {

@@ -46,7 +46,7 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
 def _mixed(high: Tensor, word: Tensor, key: Tensor) -> Tensor:
     """high ^ word ^ key, its low 32 bits; `high` is overwritten where it has the room.
 
-    New tensors in each of the ten rounds would leave the processor's cache: half as long again.
+    New tensors in each of the ten rounds would leave the processor's cache.
     """
     for other in (word, key):
         pairs = zip(reversed(high.shape), reversed(other.shape), strict=False)
