@@ -51,12 +51,7 @@ def photograph_variance(t: Level, range_: tuple[float, float] | None, detail: fl
 
 
 def consistent(
-    operator: Operator,
-    r: Tensor,
-    weight: float | Tensor | None,
-    *,
-    iterations: int,
-    tolerance: float = 1e-6,
+    operator: Operator, r: Tensor, weight: float | Tensor | None, *, iterations: int
 ) -> Tensor:
     """The correction d(r), (B, *event), by conjugate gradients.
 
@@ -72,7 +67,7 @@ def consistent(
         product, right = _weighted(operator, weight), operator.adjoint(weight * r)
     else:
         product, right = _damped(operator, weight), operator.adjoint(weight * r)
-    solution = conjugate_gradients(product, right, iterations=iterations, tolerance=tolerance)
+    solution = conjugate_gradients(product, right, iterations=iterations)
     return solution.flagged(solution.x)
 
 

@@ -70,7 +70,7 @@ def guided_correction(
         return rows.expand(mean, p) * p + v * weight * operator(pull_operator(weight * p))
 
     def precondition(p: Tensor) -> Tensor:
-        solution = conjugate_gradients(white, p, iterations=inner_steps, tolerance=1e-6)
+        solution = conjugate_gradients(white, p, iterations=inner_steps)
         # a row in which it cannot even begin goes without
         return solution.flagged(rows.where(solution.iterations == 0, p, solution.x))
 

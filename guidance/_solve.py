@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from posterior import rows
+from posterior.errors import InputError
 
 Matvec = Callable[[Tensor], Tensor]
 
@@ -29,8 +30,9 @@ class Outcome(IntEnum):
     CONVERGED = 1
     """Its residual fell below the tolerance."""
     BREAKDOWN = 2
-    """K is not positive definite along p, or the residual grew a thousandfold, as it does when K is
-    singular and b outside its range; the iterate before is kept."""
+    """K is not positive definite along p, or the residual grew a thousandfold, or x so much that
+    the rounding of K x is a hundredth of b, as they do when K is singular and b outside its range;
+    the iterate before is kept, or x = 0 where that leaves less."""
     NOT_FINITE = 3
     """K p or b is not finite; the last finite iterate is kept."""
 
@@ -63,8 +65,7 @@ def conjugate_gradients(
     b: Tensor,
     *,
     iterations: int,
-    tolerance: float = 0.0,
-    precondition: Matvec | None = None,
+    tolerance: float | None = None,
 ) -> Solution:
     """Solve K x = b from x = 0.
 
@@ -73,26 +74,35 @@ def conjugate_gradients(
             is of the p comes back as `companion`, at no further product.
         b: (B, *shape), real or complex.
         iterations: at most so many products.
-        tolerance: a row stops when |b - K x| <= tolerance |b|.
-        precondition: v -> M v, M symmetric positive definite, close to the inverse of K.
+        tolerance: a row stops when |b - K x| <= tolerance |b|; >= 0. None: at rounding, ten units
+            in the last place of the dtype.
+
+    Raises:
+        InputError: the tolerance is negative or nan.
 
     The iterations stop early when no row goes on. Rows are scaled by |b| first, so that neither
     tiny nor huge right-hand sides under- or overflow in the squares.
     """
+    if tolerance is None:
+        tolerance = 10 * torch.finfo(b.dtype).eps
+    if not tolerance >= 0:
+        raise InputError(f"tolerance must be >= 0 or None, got {tolerance!r}")
     size = rows.largest(b)
     fine = torch.isfinite(size)
     scale = torch.where(fine & (size > 0), size, torch.ones_like(size))
     r = rows.where(fine, b / rows.expand(scale, b), torch.zeros_like(b))
-    whole = rows.norm(r)
+    rho = rows.dot(r, r)
+    whole = rho.sqrt()
     x = torch.zeros_like(r)
     companion: Tensor | None = None
-    z = r if precondition is None else precondition(r)
-    p, rho = z, rows.dot(r, z)
+    p, p_square = r, rho
     going = fine & (whole > 0)
     outcome = torch.where(going, Outcome.ITERATIONS, Outcome.CONVERGED)
     outcome = torch.where(fine, outcome, Outcome.NOT_FINITE)
     made = torch.zeros_like(outcome)
     left, goal, limit = whole, tolerance * whole, 1e3 * whole
+    steepest, reach = torch.zeros_like(whole), torch.zeros_like(whole)  # <= |K| and >= |x|
+    most = 0.01 * whole / torch.finfo(whole.dtype).eps
     if not bool(going.any()):
         iterations = 0
     for count in range(1, iterations + 1):
@@ -100,13 +110,15 @@ def conjugate_gradients(
         k_p, q = out if isinstance(out, tuple) else (out, None)
         curvature = rows.dot(p, k_p)  # not finite where an element of K p is not
         a = rho / curvature
+        steepest = torch.maximum(steepest, curvature / p_square)
+        reach = reach + a * p_square.sqrt()
         r_next = _plus(r, -a, k_p)
-        square = rows.dot(r_next, r_next)
-        left_next = square.sqrt()
+        rho_next = rows.dot(r_next, r_next)
+        left_next = rho_next.sqrt()
         finite = torch.isfinite(curvature)
         if q is not None:
             finite = finite & rows.finite(q)
-        sound = (curvature > 0) & (left_next <= limit)
+        sound = (curvature > 0) & (left_next <= limit) & (steepest * reach <= most)
         reached = torch.where(left_next <= goal, Outcome.CONVERGED, Outcome.ITERATIONS)
         reached = torch.where(sound, reached, Outcome.BREAKDOWN)
         reached = torch.where(finite, reached, Outcome.NOT_FINITE)
@@ -122,10 +134,11 @@ def conjugate_gradients(
         going = outcome == Outcome.ITERATIONS
         if count == iterations or not bool(going.any()):
             break
-        z = r if precondition is None else precondition(r)
-        rho_next = square if precondition is None else rows.dot(r, z)
         beta = torch.where(going & (rho > 0), rho_next / rho, 0)
-        p, rho = _plus(z, beta, p), rho_next
+        p, rho, p_square = _plus(r, beta, p), rho_next, rho_next + beta**2 * p_square
+    worse = (outcome == Outcome.BREAKDOWN) & (left > whole)
+    scale, made = torch.where(worse, 0, scale), torch.where(worse, 0, made)
+    left = torch.where(worse, whole, left)
     return Solution(
         x * rows.expand(scale, x),
         None if companion is None else companion * rows.expand(scale, companion),

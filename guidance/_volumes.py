@@ -117,7 +117,6 @@ class SliceTV:
         weight: float | Tensor,
         anchor: float,
         iterations: int,
-        tolerance: float = 1e-6,
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """X, and the next d and multiplier.
 
@@ -129,7 +128,6 @@ class SliceTV:
             weight: W, a number or broadcasting against y.
             anchor: a.
             iterations: of conjugate gradients.
-            tolerance: of a row's residual relative to the right-hand side, where it stops early.
         """
         d, rho = split["d"], self._penalty(anchor)
         u = split["multiplier"] / rho if rho > 0 else split["multiplier"]
@@ -140,7 +138,7 @@ class SliceTV:
 
         right = operator.adjoint(weight * (y - operator(x0)))
         right = right + rho * self.transpose(d - u - self.difference(x0))
-        solution = conjugate_gradients(product, right, iterations=iterations, tolerance=tolerance)
+        solution = conjugate_gradients(product, right, iterations=iterations)
         x = x0 + solution.flagged(solution.x)
         moved = self.difference(x) + u
         d = _soft(moved, self.weight / rho if self.weight > 0 else 0.0)

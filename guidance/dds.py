@@ -12,6 +12,9 @@ by a few conjugate gradients, and the transition goes on from x'.
     ours         gamma A' A becomes v A' N^-1 A, v = 1 / (1 / spread^2 + (alpha / sigma)^2) the
                  variance of x0 given x_t under a white prior of that spread, N that of the noise;
                  eps follows from x'. With N(m, spread^2 I) as prior x' is E[x0 | x_t, y], any A.
+                 The moves are of second order and renew the noise four times as fast as DDPM: of a
+                 mask x' corrects the seen pixels alone, and what surrounds them learns of it by
+                 being made anew.
 
 Volumes, with a prior of their slices, get total variation across the slices by `tv`: `_volumes` has
 the equations.
@@ -32,7 +35,10 @@ from posterior.guidance.base import Guidance, State, Step
 from posterior.problem import Problem
 from posterior.schedules import Level
 from posterior.streams import Noise
-from posterior.transitions import Renoise
+from posterior.transitions import DPMSolver2M, Renoise, Transition
+
+RENEWING = DPMSolver2M(eta=4.0)
+"""The default moves, see the module."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,7 @@ class DDS(Guidance):
             (published); a number, as without `tv`.
     """
 
+    transition: Transition = RENEWING
     gamma: float | None = None
     spread: float = 0.3
     iterations: int = 5

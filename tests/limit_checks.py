@@ -34,6 +34,7 @@ from limits import (
     correlated,
     daps_chain,
     dds_chain,
+    dds_multistep_chain,
     ensemble_chain,
     exact,
     exact_kernel,
@@ -55,7 +56,7 @@ from posterior.operators.base import Operator
 from posterior.operators.noise import NoiseModel, PoissonNoise
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, Level
-from posterior.transitions import Anew
+from posterior.transitions import Anew, DPMSolver2M
 
 IDENTITY_MATRIX = operators.from_matrix(IDENTITY)
 Sizes = tuple[float, ...]
@@ -501,8 +502,11 @@ def dds_law(method: guidance.DDS, steps: int) -> tuple[Tensor, float]:
         width = 1 / ((0.0 if math.isinf(method.spread) else 1 / method.spread**2) + 1 / r**2)
         return width / STD**2
 
-    share = 0.85 if method.keep_eps else None
-    return dds_chain(method.grid(SCHEDULE, steps), gamma, share)
+    levels = method.grid(SCHEDULE, steps)
+    if isinstance(method.transition, DPMSolver2M):
+        return dds_multistep_chain(levels, gamma, method.transition.eta)
+    assert method.keep_eps
+    return dds_chain(levels, gamma, 0.85)
 
 
 def dds_bias(steps: int, **settings: object) -> Check:

@@ -294,21 +294,42 @@ def daps_chain(
 def dds_chain(
     levels: Sequence[Level],
     gamma: Callable[[float], float],
-    share: float | None,
+    share: float,
     y: Tensor = DATA,
 ) -> tuple[Tensor, float]:
-    """DDS with weight gamma(r). share: eps kept and so much noise renewed; None: ancestral."""
+    """DDS as published with weight gamma(r): eps is kept, and the share of noise renewed."""
 
     def move(r: float, s: float) -> tuple[float, Tensor, float]:
         g, w = tweedie(r), gamma(r)
         gain, fixed = g / (1 + w), ((1 - g) * MEAN + w * y) / (1 + w)  # x' = gain u + fixed
-        if share is None:
-            kept, fresh = s * s / r, s * math.sqrt(1 - (s / r) ** 2)
-            return gain + kept * (1 - gain) / r, (1 - kept / r) * fixed, fresh**2
         kept = s * math.sqrt(1 - share**2)
         return gain + kept * (1 - g) / r, fixed - kept * (1 - g) / r * MEAN, (share * s) ** 2
 
     return chain(levels, move)
+
+
+def dds_multistep_chain(
+    levels: Sequence[Level], gamma: Callable[[float], float], eta: float, y: Tensor = DATA
+) -> tuple[Tensor, float]:
+    """DDS by moves of second order: the law of (u, x' of the move before), entry by entry."""
+    mean = torch.zeros(2, D, dtype=torch.float64)
+    spread = torch.tensor([[levels[0].ratio ** 2, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    h_before = math.inf
+    for t, s in pairwise(levels):
+        g, w = tweedie(t.ratio), gamma(t.ratio)
+        gain, fixed = g / (1 + w), ((1 - g) * MEAN + w * y) / (1 + w)  # x' = gain u + fixed
+        h = math.log(t.ratio / s.ratio) if s.ratio > 0 else math.inf
+        slope = min(h / h_before, 1) / 2 if h < math.inf else 0.0  # 0 in the first move too
+        kept = math.exp(-(1 + eta) * h)
+        on = (1 - kept) * (1 + slope)
+        turn = torch.tensor(
+            [[kept + on * gain, -(1 - kept) * slope], [gain, 0.0]], dtype=torch.float64
+        )
+        mean = turn @ mean + torch.stack([on * fixed, fixed])
+        spread = turn @ spread @ turn.T
+        spread[0, 0] += s.ratio**2 * (1 - math.exp(-2 * eta * h))
+        h_before = h
+    return mean[0], float(spread[0, 0])
 
 
 def ensemble_chain(

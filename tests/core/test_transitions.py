@@ -39,7 +39,15 @@ from posterior.transitions import (
 )
 
 SCHEDULES = [VPLinear(), VPCosine(), VE(), EDM(), RectifiedFlow(), Discrete.linear()]
-RULES: list[Transition] = [DDPM, DDIM(0.5), Euler, Renoise(), Heun(), DPMSolver2M()]
+RULES: list[Transition] = [
+    DDPM,
+    DDIM(0.5),
+    Euler,
+    Renoise(),
+    Heun(),
+    DPMSolver2M(),
+    DPMSolver2M(4.0),
+]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -221,6 +229,9 @@ def test_steps_upwards_draw_no_noise() -> None:
     for bad in (-0.1, 1.1, math.nan):
         with pytest.raises(InputError):
             DDIM(bad)
+    for bad in (-0.1, math.inf, math.nan):
+        with pytest.raises(InputError, match="eta must be >= 0 and finite"):
+            DPMSolver2M(bad)
 
 
 @pytest.mark.parametrize("eta", ["1", None, [1.0], True])
@@ -283,7 +294,7 @@ def test_vp_ve_and_flow_agree(rule: Transition) -> None:
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES, ids=repr)
-@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("middle", [0.7, 0.8])
 def test_second_order_step_by_its_equations(schedule: Schedule, eta: float, middle: float) -> None:
     """Lu et al. 2022, with lambda = log(alpha / sigma); first order with no move before it."""
