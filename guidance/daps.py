@@ -57,10 +57,13 @@ class DAPS(Guidance):
             (`docs/methods.md`): give a number for latents, or anything that is no image.
         kernel: "exact" (linear operator, Gaussian noise), "langevin", "hamiltonian" (both need the
             operator's gradient) or "metropolis" (needs none).
-        inner_steps: of the kernel; conjugate gradients for "exact".
+        inner_steps: of the kernel; conjugate gradients for "exact". None is 10, and 100 for
+            "metropolis".
         rate: step length of the kernel at the first level, relative to the smaller of the two
             variances, w^2 and tau^2, the latter over |A|^2 where A is linear and |A| > 1; or
-            absolute, `absolute_rate`.
+            absolute, `absolute_rate`. None is 0.1, and for "metropolis" 2.38^2 / d in d dimensions
+            (Roberts, Gelman & Gilks 1997), which still takes some d steps to cross the width: give
+            it more `inner_steps` in many dimensions.
         decay: the rate falls linearly with the level's number to this share of it.
         momentum: of "hamiltonian".
         tau: standard deviation of the data that the sampler assumes; None takes the noise's own.
@@ -73,8 +76,8 @@ class DAPS(Guidance):
     ode_end: float = 0.0
     spread: float | None = None
     kernel: Kernel = "exact"
-    inner_steps: int = 10
-    rate: float = 0.1
+    inner_steps: int | None = None
+    rate: float | None = None
     absolute_rate: bool = False
     decay: float = 1.0
     momentum: float = 0.5
@@ -92,14 +95,14 @@ class DAPS(Guidance):
             raise unknown_name("kernel", str(self.kernel), get_args(Kernel))
         for name, low in (("ode_steps", 1), ("inner_steps", 0)):
             value = getattr(self, name)
-            if value < low:
+            if value is not None and value < low:
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
-        for name in ("rate", "decay", "data_factor"):
+        for name in ("decay", "data_factor"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} must be > 0, got {getattr(self, name)!r}")
         if not 0 <= self.momentum < 1:
             raise InputError(f"momentum must be in [0, 1), got {self.momentum!r}")
-        for name in ("spread", "tau"):
+        for name in ("spread", "rate", "tau"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be > 0 or None, got {value!r}")
@@ -175,6 +178,14 @@ class DAPS(Guidance):
         _, y, noise_model = problem.measured()
         return noise_model.variance(y) if self.tau is None else self.tau**2
 
+    def _length(self, d: int) -> tuple[int, float]:
+        """Inner steps and rate in d dimensions."""
+        steps, rate = (100, 2.38**2 / d) if self.kernel == "metropolis" else (10, 0.1)
+        return (
+            steps if self.inner_steps is None else self.inner_steps,
+            rate if self.rate is None else self.rate,
+        )
+
     def _draw(
         self, problem: Problem, centre: Tensor, step: Step, noise: Noise, gain: Tensor | None
     ) -> Tensor:
@@ -185,6 +196,7 @@ class DAPS(Guidance):
         else:
             v = estimate_variance(step.t, self.spread)
         variance = self._variance(problem)
+        inner_steps, rate = self._length(centre[0].numel())
         if self.kernel == "exact":
             weight = noise_weight(v, variance, "DAPS")
             start = centre + math.sqrt(v) * noise("prior")
@@ -192,10 +204,10 @@ class DAPS(Guidance):
             if y.is_complex():
                 z = torch.complex(z, noise("data", 1, shape=y.shape[1:]))
             r = y + perturbation(z, variance) - operator(start)
-            return start + consistent(operator, r, weight, iterations=self.inner_steps)
+            return start + consistent(operator, r, weight, iterations=inner_steps)
 
         decayed = 1 - (1 - self.decay) * step.index / (step.steps + 1)
-        h: float | Tensor = self.rate * decayed
+        h: float | Tensor = rate * decayed
         if not self.absolute_rate:
             least = _least(variance, y) if isinstance(variance, Tensor) else variance
             if gain is not None:
@@ -212,15 +224,15 @@ class DAPS(Guidance):
                 away = x - centre
                 return self.data_factor * data - 0.5 * rows.dot(away, away) / v
 
-            return _kernels.metropolis(centre, log_density, h, self.inner_steps, noise)
+            return _kernels.metropolis(centre, log_density, h, inner_steps, noise)
 
         def gradient(x: Tensor) -> Tensor:
             a_x, pull = operator.vjp(x)
             return self.data_factor * pull((y - a_x) / variance) + (centre - x) / v
 
         if self.kernel == "langevin":
-            return _kernels.langevin(centre, gradient, h, self.inner_steps, noise)
-        return _kernels.hamiltonian(centre, gradient, h, self.inner_steps, noise, self.momentum)
+            return _kernels.langevin(centre, gradient, h, inner_steps, noise)
+        return _kernels.hamiltonian(centre, gradient, h, inner_steps, noise, self.momentum)
 
 
 def _least(variance: Tensor, y: Tensor) -> Tensor:

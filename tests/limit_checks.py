@@ -299,10 +299,11 @@ def follows(
 def kernel_of(method: guidance.DAPS, variance: float) -> Kernel:
     if method.kernel == "exact":
         return exact_kernel(variance)
+    inner_steps, rate = method._length(D)
     return langevin_kernel(
         variance if method.tau is None else variance * method.tau**2 / STD**2,
-        method.inner_steps,
-        method.rate,
+        inner_steps,
+        rate,
         decay=method.decay,
         absolute=method.absolute_rate,
         factor=method.data_factor,
@@ -331,7 +332,7 @@ def daps_bias(steps: int, matrix: Tensor = IDENTITY, **settings: object) -> Chec
         assert isinstance(method, guidance.DAPS)
         varied = replace(method, **settings)  # type: ignore[arg-type]
         data = math.inf if matrix is ZERO else STD**2
-        short = replace(varied, inner_steps=min(varied.inner_steps, 10))
+        short = replace(varied, inner_steps=min(varied._length(D)[0], 10))
         if varied.kernel == "exact":
             short = varied
         std = 1e6 if matrix is ZERO and method.tau is None else STD

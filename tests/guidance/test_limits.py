@@ -125,9 +125,7 @@ METHODS: dict[str, Guidance] = {
     "DAPS()": guidance.DAPS(spread=SPREAD, inner_steps=2 * D),
     'DAPS(kernel="langevin")': guidance.DAPS(spread=SPREAD, kernel="langevin"),
     'DAPS(kernel="hamiltonian")': guidance.DAPS(spread=SPREAD, kernel="hamiltonian"),
-    'DAPS(kernel="metropolis", rate=1, inner_steps=80)': guidance.DAPS(
-        spread=SPREAD, kernel="metropolis", inner_steps=80, rate=1.0
-    ),
+    'DAPS(kernel="metropolis")': guidance.DAPS(spread=SPREAD, kernel="metropolis"),
     'DAPS.preset("code/ffhq/inpaint-box")': guidance.DAPS.preset("code/ffhq/inpaint-box"),
     "MCG()": guidance.MCG(),
     'MCG.preset("code/inpainting")': guidance.MCG.preset("code/inpainting"),
@@ -423,7 +421,7 @@ TABLE: dict[str, dict[str, Entry]] = {
     'DAPS(kernel="hamiltonian")': short_chain(
         nothing=("1.02",), full=("0.01", "1.04"), free=("0.13", "1.03"), many=("0.06", "1.06")
     ),
-    'DAPS(kernel="metropolis", rate=1, inner_steps=80)': {
+    'DAPS(kernel="metropolis")': {
         NOTHING: holds(checks.gates(4, ZERO, 1e6)),
         VAGUE: holds(checks.vague_path_is_that_without_data, "as with nothing measured"),
         NOISELESS: absent("0 is refused", NO_NOISE_REFUSED),
