@@ -42,6 +42,7 @@ METHODS: dict[str, Guidance] = {
     "REDdiff": guidance.REDdiff(),
     "EnKG": guidance.EnKG(particles=4),
     "TDS": guidance.TDS(particles=4),
+    "PostEdit": guidance.PostEdit(),
 }
 
 
@@ -125,19 +126,18 @@ class Run:
         operator: Operator = operators.GaussianBlur(sigma=2.0)
         if "pinv" in METHODS[name].needs:
             operator = operators.Mask.random(keep_fraction=0.3, seed=0)
-        y = operator(torch.rand(batch, 3, size, size) * 2 - 1)
-        self.y = y[: max(batch // METHODS[name].particles, 1)]
         self.method, self.clock = METHODS[name], Clock()
         self.prior = TimedPrior(prior, self.clock)
-        self.operator: Operator = TimedOperator(operator, self.clock)
+        x = torch.rand(max(batch // self.method.particles, 1), 3, size, size) * 2 - 1
+        timed: Operator = TimedOperator(operator, self.clock)
         if "identity" in self.method.needs:  # it never calls the operator
-            self.operator = operators.Identity()
+            timed = operators.Identity()
+        self.given: dict[str, Any] = {"operator": timed, "y": operator(x), "noise": 0.04}
+        if "source" in self.method.needs:  # and measures that itself
+            self.given = {"source": x}
 
     def __call__(self, steps: int) -> None:
-        posterior.sample(
-            self.prior, self.operator, self.y, noise=0.04, method=self.method, steps=steps,
-            progress=False,
-        )  # fmt: skip
+        posterior.sample(self.prior, method=self.method, steps=steps, progress=False, **self.given)
 
     def timed(self, steps: int) -> tuple[float, float]:
         """Seconds of a run, and of the bare calls in it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from pathlib import Path
 
@@ -303,3 +304,22 @@ def test_methods_are_replaceable_values() -> None:
     for method in VARIANTS.values():
         assert replace(method) == method
         assert hash(method) == hash(replace(method))
+
+
+def peak(name: str, steps: int) -> int:
+    """The most bytes that a run's tensors hold at once, by torch's own account."""
+    method = VARIANTS[name]
+    given = setting(method, 1)
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=cpu, profile_memory=True) as record:
+        posterior.sample(mixture(), n=2, seed=3, method=method, steps=steps, **given)
+    events = record.profiler.kineto_results.events()
+    changes = [(e.start_ns(), e.nbytes()) for e in events if e.name() == "[memory]"]
+    held = list(itertools.accumulate(size for _, size in sorted(changes, key=lambda c: c[0])))
+    return max(held)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_memory_does_not_grow_with_the_steps(name: str) -> None:
+    """To the byte: nothing of a step, its graph included, outlives the next."""
+    assert peak(name, 6) == peak(name, 12) > 0
