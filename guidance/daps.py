@@ -38,7 +38,7 @@ from posterior.guidance._consistency import (
 from posterior.guidance.base import Guidance, State, Step
 from posterior.operators.noise import GaussianNoise
 from posterior.problem import Problem
-from posterior.schedules import Level
+from posterior.schedules import CLEAN, Level, Schedule
 from posterior.streams import Noise
 from posterior.transitions import Anew, Transition, move, ode_estimate
 
@@ -52,6 +52,8 @@ class DAPS(Guidance):
     Args:
         ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
         ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
+        ends: the published grid: sigma / alpha from the first of these down towards the second,
+            which is left out for the clean level, even in its seventh root. None takes `spacing`.
         spread: standard deviation of x0 under a white prior; inf gives the published width. None
             takes w from a law of photographs in pixels, scaled to the range of the prior
             (`docs/methods.md`): give a number for latents, or anything that is no image.
@@ -74,6 +76,7 @@ class DAPS(Guidance):
     transition: Transition = Anew
     ode_steps: int = 1
     ode_end: float = 0.0
+    ends: tuple[float, float] | None = None
     spread: float | None = None
     kernel: Kernel = "exact"
     inner_steps: int | None = None
@@ -106,6 +109,8 @@ class DAPS(Guidance):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be > 0 or None, got {value!r}")
+        if self.ends is not None and not 0 < self.ends[1] < self.ends[0] < math.inf:
+            raise InputError(f"ends must be (noisiest, cleanest) > 0 or None, got {self.ends!r}")
         if self.ode_end < 0:
             raise InputError(f"ode_end must be >= 0, got {self.ode_end!r}")
 
@@ -113,21 +118,24 @@ class DAPS(Guidance):
     def preset(name: str) -> DAPS:
         """The settings of the published code, e.g. "code/ffhq/super-resolution"; see `PRESETS`.
 
-        200 levels x 5 ODE steps, tau = 0.01, the width sigma, Langevin with the code's factor 2.
-        The code's grid runs from sigma = 100 to 0.1; here it is the prior's own range.
+        200 levels from sigma = 100 to 0.1, 5 ODE steps each, tau = 0.01, the width sigma, and the
+        code's factor 2; Langevin, or with "/hmc" after the name the damped Hamiltonian chain. Its
+        settings for latents, where the code clamps the gradient of the decoder, are not here.
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        steps, rate = PRESETS[name]
+        steps, rate, decay, momentum = PRESETS[name]
         return DAPS(
             ode_steps=5,
             ode_end=0.01,
+            ends=(100.0, 0.1),
             spread=math.inf,
-            kernel="langevin",
+            kernel="langevin" if momentum is None else "hamiltonian",
             inner_steps=steps,
             rate=rate,
             absolute_rate=True,
-            decay=0.01,
+            decay=decay,
+            momentum=0.5 if momentum is None else momentum,
             tau=0.01,
             data_factor=2.0,
             default_steps=200,
@@ -151,6 +159,15 @@ class DAPS(Guidance):
             )
         if bool((torch.as_tensor(noise_model.variance(y)) == 0).any()) and self.tau is None:
             raise CapabilityError("DAPS divides by the noise: give noise > 0, or tau=")
+
+    def grid(self, schedule: Schedule, steps: int) -> list[Level]:
+        """The levels between `ends`, as far as the schedule has them."""
+        if self.ends is None:
+            return super().grid(schedule, steps)
+        high, low = (end ** (1 / 7) for end in self.ends)
+        ratios = [(high + k / steps * (low - high)) ** 7 for k in range(steps)]
+        least, most = schedule.ratio_range
+        return [*(schedule.level_of_ratio(min(max(r, least), most)) for r in ratios), CLEAN]
 
     def nfe(self, steps: int) -> int:
         """`ode_steps` a step (1 where x_t lies below `ode_end` already)."""
@@ -240,14 +257,22 @@ def _least(variance: Tensor, y: Tensor) -> Tensor:
     return variance.expand(y.shape).flatten(1).amin(1)
 
 
-PRESETS: dict[str, tuple[int, float]] = {
-    "code/ffhq/super-resolution": (100, 1e-4),
-    "code/ffhq/inpaint-box": (100, 5e-5),
-    "code/ffhq/inpaint-random": (100, 1e-4),
-    "code/ffhq/gaussian-blur": (100, 1e-4),
-    "code/ffhq/motion-blur": (100, 5e-5),
-    "code/ffhq/phase-retrieval": (100, 5e-5),
-    "code/ffhq/nonlinear-blur": (200, 1e-5),
-    "code/ffhq/hdr": (100, 2e-5),
+PRESETS: dict[str, tuple[int, float, float, float | None]] = {
+    "code/ffhq/super-resolution": (100, 1e-4, 0.01, None),
+    "code/ffhq/inpaint-box": (100, 5e-5, 0.01, None),
+    "code/ffhq/inpaint-random": (100, 1e-4, 0.01, None),
+    "code/ffhq/gaussian-blur": (100, 1e-4, 0.01, None),
+    "code/ffhq/motion-blur": (100, 5e-5, 0.01, None),
+    "code/ffhq/phase-retrieval": (100, 5e-5, 0.01, None),
+    "code/ffhq/nonlinear-blur": (200, 1e-5, 0.01, None),
+    "code/ffhq/hdr": (100, 2e-5, 0.01, None),
+    "code/ffhq/super-resolution/hmc": (12, 1.04e-4, 0.012, 0.9),
+    "code/ffhq/inpaint-box/hmc": (84, 1.15e-5, 0.014, 0.003),
+    "code/ffhq/inpaint-random/hmc": (11, 3.56e-5, 0.015, 0.8),
+    "code/ffhq/gaussian-blur/hmc": (82, 4.04e-5, 0.011, 0.1),
+    "code/ffhq/motion-blur/hmc": (96, 3.69e-5, 0.01, 0.11),
+    "code/ffhq/phase-retrieval/hmc": (62, 9.75e-6, 0.019, 0.73),
+    "code/ffhq/nonlinear-blur/hmc": (85, 1.2e-5, 0.012, 0.46),
+    "code/ffhq/hdr/hmc": (100, 2.18e-5, 0.013, 0.23),
 }
-"""Name -> Langevin steps and first step length."""
+"""Name -> steps of the kernel, first step length, its decay, momentum (None: Langevin)."""

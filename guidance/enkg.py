@@ -4,14 +4,15 @@ H. Zheng, W. Chu, A. Wang, N. Kovachki, R. Baptista, Y. Yue, "Ensemble Kalman di
 derivative-free method for inverse problems", 2024, arXiv 2409.20175. J particles x_j move together.
 At each level t, `updates` times,
 
-    x0_j = ODE(x_j),  Y_j = A(x0_j),  e_j = Y_j - y
+    x0_j = ODE(x_j),  Y_j = A(x0_j),  e_j = N^-1 (Y_j - y)
     C_jk = <e_j, Y_k - mean Y> / J
     x_j <- x_j - gamma / |C|_F  sum_k C_jk (x_k - mean x)
 
 and then one Euler step of the probability flow. For linear A the sum is C_xY e_j, with C_xY the
-covariance of the ensemble. The step has a tuned length and does not know the noise level, and it
-stays in the span of the ensemble, J - 1 directions, which it shrinks: **the spread of an ensemble
-is too narrow**, and its particles are exchangeable, not independent.
+covariance of the ensemble. Of the noise's N only the entries' shares count (published for the
+closures of a black hole, where they differ): the step has a tuned length, so that the noise level
+is not known to it. It stays in the span of the ensemble, J - 1 directions, which it shrinks: **the
+spread of an ensemble is too narrow**, and its particles are exchangeable, not independent.
 
 A particle whose evaluation fails (nan) is left out of the ensemble's statistics and not corrected.
 """
@@ -27,7 +28,9 @@ from torch import Tensor
 
 from posterior import grids, rows
 from posterior.errors import InputError, unknown_name
+from posterior.guidance._moments import precise_first
 from posterior.guidance.base import Guidance, State, Step
+from posterior.guidance.dps import check_variance
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, Level, Schedule
 from posterior.streams import Noise
@@ -45,6 +48,8 @@ class EnKG(Guidance):
         gamma: length of a correction. It wants to be small when y has few entries: on a 6-d
             Gaussian with 3 of them and 64 particles the mean of the draws was off by 0.2 posterior
             standard deviations at 0.1, by 1.4 at 0.5; their variance was 0.4 and 0.1 of the truth.
+        last_gamma: rho in (1 - rho) gamma + rho, (1 - rho) gamma falling linearly to 0 at the clean
+            end; None keeps gamma.
         updates: corrections at each level.
         ode_steps: most Euler steps from x_j to x0_j; a quarter of the levels that are left, plus
             one, where that is less.
@@ -55,6 +60,7 @@ class EnKG(Guidance):
     default_steps: int = 80
     particles: int = 128
     gamma: float = 0.1
+    last_gamma: float | None = None
     updates: int = 1
     ode_steps: int = 20
     first: float = 0.05
@@ -73,6 +79,8 @@ class EnKG(Guidance):
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
         if not 0 < self.gamma < math.inf:
             raise InputError(f"gamma must be > 0, got {self.gamma!r}")
+        if self.last_gamma is not None and not 0 <= self.last_gamma < math.inf:
+            raise InputError(f"last_gamma must be >= 0 or None, got {self.last_gamma!r}")
         for name in ("first", "last"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
@@ -82,13 +90,24 @@ class EnKG(Guidance):
         """Published settings: "code/ffhq", "code/navier-stokes" or "code/black-hole"."""
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        particles, gamma, updates, ends = PRESETS[name]
-        return EnKG(particles=particles, gamma=gamma, updates=updates, first=ends, last=ends)
+        particles, gamma, last_gamma, updates, ends = PRESETS[name]
+        return EnKG(
+            particles=particles,
+            gamma=gamma,
+            last_gamma=last_gamma,
+            updates=updates,
+            first=ends,
+            last=ends,
+        )
 
     @property
     def yields(self) -> int:
         """Every particle is a draw."""
         return self.particles
+
+    def check(self, problem: Problem) -> None:
+        """The noise must have a variance in every entry of y, or none anywhere."""
+        check_variance(problem, "EnKG")
 
     def nfe(self, steps: int) -> int:
         """Per ensemble: the corrections' ODE steps and one Euler step a level, times J."""
@@ -109,6 +128,12 @@ class EnKG(Guidance):
             )
         return falling
 
+    def _gamma(self, index: int, steps: int) -> float:
+        if self.last_gamma is None:
+            return self.gamma
+        left = (steps - index) / steps
+        return self.gamma * (1 - self.last_gamma) * left + self.last_gamma
+
     def _corrects(self, index: int, steps: int) -> bool:
         return self.first * steps < index < steps - math.floor(self.last * steps)
 
@@ -122,29 +147,33 @@ class EnKG(Guidance):
             levels = _ode_levels(
                 problem.prior.schedule, step.t, self._ode_length(step.index, step.steps)
             )
+            gamma = self._gamma(step.index, step.steps)
             for _ in range(self.updates):
                 x0 = ode_estimate(x, levels, problem.prior)
-                x = self._corrected(problem, x, x0)
+                x = self._corrected(problem, x, x0, gamma)
         estimate = problem.prior(x, step.t.t)
         return {"x": self.move(problem, estimate, step, noise, state), "x0": estimate.x0}
 
-    def _corrected(self, problem: Problem, x: Tensor, x0: Tensor) -> Tensor:
+    def _corrected(self, problem: Problem, x: Tensor, x0: Tensor, gamma: float) -> Tensor:
         """The corrected particles, ensemble by ensemble, so that each sees products of one size."""
-        operator, y, _ = problem.measured()
+        operator, y, noise_model = problem.measured()
         outputs = operator(x0)
+        weight, _ = precise_first(noise_model.variance(y), y)
+        e = weight * weight * (outputs - y)
         parts = []
         for first in range(0, len(x), self.particles):
             own = slice(first, first + self.particles)
-            parts.append(self._move(x[own], outputs[own], y[own]))
+            parts.append(self._move(x[own], outputs[own], e[own], gamma))
         return torch.cat(parts)
 
-    def _move(self, x: Tensor, outputs: Tensor, y: Tensor) -> Tensor:
+    @staticmethod
+    def _move(x: Tensor, outputs: Tensor, e: Tensor, gamma: float) -> Tensor:
         alive = rows.finite(outputs)
         count = int(alive.sum())
         if count < 2:
             return x
         flat = x[alive].flatten(1)
-        e, spread = _flat(outputs[alive] - y[alive]), _flat(outputs[alive])
+        e, spread = _flat(e[alive]), _flat(outputs[alive])
         spread = spread - spread.mean(0, keepdim=True)
         c = e @ spread.T / count
         size = c.norm()
@@ -152,7 +181,7 @@ class EnKG(Guidance):
             return x
         d = c @ (flat - flat.mean(0, keepdim=True))
         out = x.clone()
-        out[alive] = (flat - self.gamma / size * d).reshape(-1, *x.shape[1:])
+        out[alive] = (flat - gamma / size * d).reshape(-1, *x.shape[1:])
         return out
 
 
@@ -169,9 +198,9 @@ def _ode_levels(schedule: Schedule, t: Level, count: int) -> list[Level]:
     return levels if levels[-1] == CLEAN else [*levels, CLEAN]
 
 
-PRESETS: dict[str, tuple[int, float, int, float]] = {
-    "code/ffhq": (1024, 2.0, 2, 0.05),
-    "code/navier-stokes": (2048, 2.0, 2, 0.05),
-    "code/black-hole": (1024, 3.5, 1, 0.1),
+PRESETS: dict[str, tuple[int, float, float | None, int, float]] = {
+    "code/ffhq": (1024, 2.0, None, 2, 0.05),
+    "code/navier-stokes": (2048, 2.0, None, 2, 0.05),
+    "code/black-hole": (1024, 3.5, 1e-3, 1, 0.1),
 }
-"""Name -> J, gamma, corrections a level, share of levels left alone at either end."""
+"""Name -> J, gamma, its end, corrections a level, share of levels left alone at either end."""

@@ -94,7 +94,8 @@ class REDdiff(Guidance):
         """Published settings, e.g. "paper" or "code/inpainting"; see `PRESETS`.
 
         lambda h = 0.25 sigma / alpha and 1000 levels; the repository returns the iterate before its
-        last step, here it is the one after.
+        last step, here it is the one after. It starts HDR at y / 2 and phase retrieval at
+        |ifft(y)|, cropped: give these as source=.
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -366,26 +367,47 @@ def test_reddiff_starts_from_the_source() -> None:
     close(begun, setup.operator.pinv(setup.y), 1e-7)
 
 
+@pytest.mark.parametrize("uneven", [False, True])
 def test_enkg_correction_is_the_ensemble_covariance(
-    setting: tuple[Schedule, Step, Tensor],
+    uneven: bool, setting: tuple[Schedule, Step, Tensor]
 ) -> None:
-    """Linear A: d_j = C_xY (Y_j - y), one Frobenius norm; then one Euler step of the flow."""
+    """Linear A: d_j = C_xY N^-1 (Y_j - y), one Frobenius norm; then one Euler step of the flow."""
     schedule, step, _ = setting
     setup, mu, cov, matrix = problem(schedule, STD)
     count = 7
+    std = torch.linspace(0.1, 2.0, len(matrix), dtype=torch.float64) if uneven else STD
+    if isinstance(std, Tensor):
+        setup = replace(setup, noise_model=GaussianNoise(std[None]))
     setup = setup.take([0] * count)
     x = torch.randn(count, D, generator=generator(3)).double()
     method = guidance.EnKG(particles=count, gamma=0.3, ode_steps=1, first=0.0, last=0.0)
     out = one_step(method, setup, step, x)
     x0, _ = by_hand(mu, cov, step.t, x)
     outputs = x0 @ matrix.T
-    e = outputs - setup.y
+    e = (outputs - setup.y) / std**2
     cross = (x - x.mean(0)).T @ (outputs - outputs.mean(0)) / count  # C_xY
     size = (e @ (outputs - outputs.mean(0)).T / count).norm()
     corrected = x - 0.3 / size * e @ cross.T
     mean, _ = by_hand(mu, cov, step.t, corrected)
     eps = (corrected - step.t.alpha * mean) / step.t.sigma
     close(out["x"], step.s.alpha * mean + step.s.sigma * eps)
+
+
+def test_enkg_moves_an_ensemble_in_its_span_and_knows_no_order() -> None:
+    """Three particles in more dimensions; their corrections end at the published length."""
+    setup, *_ = problem(EDM(), STD)
+    setup = setup.take([0] * 3)
+    method = guidance.EnKG(particles=3, gamma=0.4, last_gamma=0.1)
+    assert [method._gamma(k, 4) for k in (0, 2, 4)] == pytest.approx([0.46, 0.28, 0.1])
+    x = torch.randn(3, D, generator=generator(3)).double()
+    x0 = torch.randn(3, D, generator=generator(4)).double()
+    moved = method._corrected(setup, x, x0, 0.4) - x
+    span = x[1:] - x[0]
+    inside = torch.linalg.lstsq(span.T, moved.T).solution
+    close((span.T @ inside).T, moved)
+    assert float(moved.norm(dim=1).min()) > 1e-3
+    order = [2, 0, 1]
+    close(method._corrected(setup, x[order], x0[order], 0.4) - x[order], moved[order])
 
 
 def test_enkg_ignores_the_scale_of_the_data_and_failed_particles() -> None:
