@@ -353,6 +353,46 @@ def test_reddiff(form: str, setting: tuple[Schedule, Step, Tensor]) -> None:
     close(out["x"], mu_now - 0.1 * hat / (size + 1e-8))
 
 
+@pytest.mark.parametrize("ratio", [0.05, 0.8, 10.0])
+def test_the_regulariser_of_reddiff_is_a_ridge(ratio: float) -> None:
+    """Its gradient at one level, under N(m, s^2 I), over fresh noise: mean and spread.
+
+    eps_hat - eps has the mean alpha sigma (mu - m) / v and the standard deviation alpha^2 s^2 / v,
+    v = alpha^2 s^2 + sigma^2; times lambda sigma / alpha, the ridge lambda sigma^2 / (2 v).
+    """
+    count, s2, mean, mu = 40_000, 0.6, 0.3, 1.1
+    for schedule in (VPLinear(), EDM()):
+        prior = priors.Gaussian(torch.full((1,), mean, dtype=torch.float64), s2, schedule=schedule)
+        y = torch.zeros(count, 1, dtype=torch.float64)
+        nothing = operators.from_matrix(torch.zeros(1, 1, dtype=torch.float64))
+        setup = Problem(prior, nothing, y, GaussianNoise(1.0))
+        t = schedule.level_of_ratio(ratio)
+        x = torch.full((count, 1), mu, dtype=torch.float64)
+        zero = torch.zeros_like(x)
+        method = guidance.REDdiff(weight=0.7, spread=1.0)
+        out = one_step(method, setup, Step(0, 10, t, CLEAN), x, first=zero, second=zero)
+        gradient = 10 * out["first"]
+        v = t.alpha**2 * s2 + t.sigma**2
+        spread = 0.7 * ratio * t.alpha**2 * s2 / v
+        ridge = 0.7 * t.sigma**2 / v * (mu - mean)
+        assert float(gradient.mean()) == pytest.approx(ridge, abs=4 * spread / count**0.5)
+        assert float(gradient.std()) == pytest.approx(spread, rel=4 / (2 * count) ** 0.5)
+
+
+def test_reddiff_collapses_to_modes() -> None:
+    """Two modes and nothing measured: runs end at one or the other, nowhere near as wide."""
+    means = torch.tensor([[-2.0, -2.0], [2.0, 2.0]], dtype=torch.float64)
+    prior = priors.GaussianMixture(torch.tensor([0.5, 0.5]), means, 0.25, EDM(0.02, 40.0))
+    y = torch.zeros(1, 2, dtype=torch.float64)
+    method = guidance.REDdiff(spread=0.5)
+    run = {"noise": 100.0, "method": method, "n": 200, "steps": 200}
+    draws = posterior.sample(prior, operators.Identity(), y, **run).draws[:, 0]
+    nearest = (draws[:, None] - means).norm(dim=2).min(1)
+    assert set(nearest.indices.tolist()) == {0, 1}
+    # the squared distance of a draw of the posterior from its mode has the median 2 log 2 x 0.25
+    assert float(nearest.values.square().median()) < 0.5 * math.log(2) / 4
+
+
 def test_reddiff_starts_from_the_source() -> None:
     """Adam moves each entry by about its rate at most: with a tiny one mu stays where it was."""
     setup, *_ = problem(EDM(), STD)
