@@ -33,6 +33,7 @@ METHODS: dict[str, Guidance] = {
     "MMPS, 25 multistep moves": guidance.MMPS(iterations=M, transition=DPMSolver2M()),
     "Denoising, 25 steps": guidance.Denoising(),
     "DPS": guidance.DPS(),
+    "DPS along r": guidance.DPS(inner_steps=0),
     "DPS as published, zeta 0.1": guidance.DPS(likelihood="norm", scale=0.1),
     "DDS": guidance.DDS(spread=1.0, iterations=D),
     "DDS as published": guidance.DDS.preset("code/mri"),

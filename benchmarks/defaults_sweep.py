@@ -79,10 +79,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--draws", type=int, default=2)
     parser.add_argument("--photographs", type=int, default=3)
-    parser.add_argument("--tasks", nargs="*", default=list(TASKS), choices=list(TASKS))
+    parser.add_argument("--tasks", nargs="*", default=list(TASKS), metavar="TASK")
     parser.add_argument("--variants", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/defaults_sweep.json"))
     args = parser.parse_args()
+    for task in set(args.tasks) - set(tasks(args.size)):
+        parser.error(f"no task {task!r}: {', '.join(map(repr, tasks(args.size)))}")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     results = json.loads(args.out.read_text()) if args.out.exists() else {}
     prior = posterior.load_prior("photo")

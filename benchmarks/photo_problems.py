@@ -80,7 +80,7 @@ def tasks(size: int) -> dict[str, Task]:
 def applies(method: Guidance, problem: Problem) -> bool:
     """Whether a method can use the operator and the noise.
 
-    MCG takes blurs, but inverts them, noise and all (4.8 dB): it is left out there.
+    MCG takes blurs, but inverts them, noise and all: it is left out there.
     """
     if lacking(method, problem):
         return False

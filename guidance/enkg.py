@@ -45,9 +45,8 @@ class EnKG(Guidance):
 
     Args:
         particles: J, of one ensemble.
-        gamma: length of a correction. It wants to be small when y has few entries: on a 6-d
-            Gaussian with 3 of them and 64 particles the mean of the draws was off by 0.2 posterior
-            standard deviations at 0.1, by 1.4 at 0.5; their variance was 0.4 and 0.1 of the truth.
+        gamma: length of a correction. It wants to be small when y has few entries: of four the
+            default already leaves a fifth of the variance (docs/limits.md).
         last_gamma: rho in (1 - rho) gamma + rho, (1 - rho) gamma falling linearly to 0 at the clean
             end; None keeps gamma.
         updates: corrections at each level.
