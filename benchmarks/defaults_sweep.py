@@ -38,12 +38,14 @@ VARIANTS: dict[str, Guidance] = {
     },
     "MMPS": guidance.MMPS(),
     "MMPS multistep": guidance.MMPS(transition=DPMSolver2M()),
+    "MMPS eta 4": guidance.MMPS(transition=DPMSolver2M(4.0)),
     **{f"MMPS {k} iterations": guidance.MMPS(iterations=k) for k in (2, 5, 8)},
     **{
         f"MMPS {k} iterations along r": guidance.MMPS(iterations=k, inner_steps=0)
         for k in (2, 3, 5, 8)
     },
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
+    **{f"DDS {k} iterations": guidance.DDS(iterations=k) for k in (3, 10, 20)},
     "DDS ancestral": guidance.DDS(transition=DDIM(1.0)),
     **{f"DDS eta {e:g}": guidance.DDS(transition=DPMSolver2M(e)) for e in (1.0, 2.0, 8.0)},
     "DDS renoise 0.85, eps kept": guidance.DDS(transition=Renoise(0.85), keep_eps=True),

@@ -49,7 +49,7 @@ class DDS(Guidance):
         gamma: weight of the data as published; None takes it from the noise and `spread`; inf is
             the noise-free form. 0 ignores the measurement.
         spread: standard deviation of x0 under a white prior, in its units; inf for a flat one.
-        iterations: of conjugate gradients.
+        iterations: of conjugate gradients; published 5.
         keep_eps: the transition continues with the eps of the uncorrected estimate (published)
             instead of the one that follows from x'.
         tv: total variation across the slices of a volume, one ADMM round a step. `gamma` says what
@@ -60,7 +60,7 @@ class DDS(Guidance):
     transition: Transition = RENEWING
     gamma: float | None = None
     spread: float = 0.3
-    iterations: int = 5
+    iterations: int = 10
     keep_eps: bool = False
     tv: SliceTV | None = None
 

@@ -24,6 +24,7 @@ _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85  # Weyl increments of the key
 _MASK = 0xFFFFFFFF
 _ROUNDS = 10
+_WIDENING = 3  # rounds after which words that broadcast have been mixed with all others
 MOST_DRAWS = 2**32  # a word of the counter
 
 
@@ -36,23 +37,22 @@ def philox(counter: Sequence[Tensor], key: Sequence[Tensor]) -> list[Tensor]:
     c0, c1, c2, c3 = counter
     rounds = torch.arange(_ROUNDS, device=c0.device)
     k0s, k1s = ((k[..., None] + w * rounds) & _MASK for k, w in zip(key, (_W0, _W1), strict=True))
-    for k0, k1 in zip(k0s.unbind(-1), k1s.unbind(-1), strict=True):
+    keys = list(zip(k0s.unbind(-1), k1s.unbind(-1), strict=True))
+    # of c1 and c3 only the low 32 bits count: they are masked where they enter a product
+    for k0, k1 in keys[:_WIDENING]:
         p0, p1 = c0 * _M0, c2 * _M1
-        # of c1 and c3 only the low 32 bits count: they are masked where they enter a product
-        c0, c1, c2, c3 = _mixed(p1 >> 32, c1, k0), p1, _mixed(p0 >> 32, c3, k1), p0
+        c0, c1, c2, c3 = (p1 >> 32 ^ c1 ^ k0) & _MASK, p1, (p0 >> 32 ^ c3 ^ k1) & _MASK, p0
+    # the words have their full shape: from here on in six buffers, since new tensors in each round
+    # would leave the processor's cache
+    shape = torch.broadcast_shapes(c0.shape, c1.shape, c2.shape, c3.shape)
+    c0, c1, c2, c3 = (c if c.shape == shape else c.expand(shape).clone() for c in (c0, c1, c2, c3))
+    s0, s1 = torch.empty_like(c0), torch.empty_like(c0)
+    for k0, k1 in keys[_WIDENING:]:
+        p0, p1 = torch.mul(c0, _M0, out=s0), torch.mul(c2, _M1, out=s1)
+        torch.bitwise_right_shift(p1, 32, out=c2).bitwise_xor_(c1).bitwise_xor_(k0)
+        torch.bitwise_right_shift(p0, 32, out=c0).bitwise_xor_(c3).bitwise_xor_(k1)
+        s0, s1, c0, c1, c2, c3 = c1, c3, c2.bitwise_and_(_MASK), p1, c0.bitwise_and_(_MASK), p0
     return [c0, c1 & _MASK, c2, c3 & _MASK]
-
-
-def _mixed(high: Tensor, word: Tensor, key: Tensor) -> Tensor:
-    """high ^ word ^ key, its low 32 bits; `high` is overwritten where it has the room.
-
-    New tensors in each of the ten rounds would leave the processor's cache.
-    """
-    for other in (word, key):
-        pairs = zip(reversed(high.shape), reversed(other.shape), strict=False)
-        fits = other.ndim <= high.ndim and all(n in (1, room) for room, n in pairs)
-        high = high.bitwise_xor_(other) if fits else high ^ other
-    return high.bitwise_and_(_MASK)
 
 
 def check_seed(seed: object) -> int:
