@@ -98,6 +98,7 @@ class DDS(Guidance):
         return DDS(
             gamma=gamma,
             tv=tv,
+            iterations=5,
             keep_eps=True,
             transition=Renoise(0.85),
             spacing="leading",
