@@ -52,9 +52,8 @@ def reconstruct(
         f"FBP, {window}": scan.fbp(z - air, window=window) - 1 for window in ("hann", "ramp")
     }
     prior = posterior.load_prior(ASSETS / "brain.safetensors", rows=4)
-    method = guidance.DDS(iterations=15)  # five do not solve for this many rays
     draws = posterior.sample(
-        prior, scan, z, noise=noise, method=method, n=n, steps=steps, seed=seed
+        prior, scan, z, noise=noise, method=guidance.DDS(), n=n, steps=steps, seed=seed
     )
     return Outcome(
         title=f"CT, {views} views, {photons:g} photons a ray",
