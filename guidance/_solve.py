@@ -32,7 +32,7 @@ class Outcome(IntEnum):
     BREAKDOWN = 2
     """K is not positive definite along p, or the residual grew a thousandfold, or x so much that
     the rounding of K x is a hundredth of b, as they do when K is singular and b outside its range;
-    the iterate before is kept, or x = 0 where that leaves less."""
+    the iterate before is kept, or x = 0 where the recurrence says that it leaves less."""
     NOT_FINITE = 3
     """K p or b is not finite; the last finite iterate is kept."""
 
@@ -80,8 +80,8 @@ def conjugate_gradients(
     Raises:
         InputError: the tolerance is negative or nan.
 
-    The iterations stop early when no row goes on. Rows are scaled by |b| first, so that neither
-    tiny nor huge right-hand sides under- or overflow in the squares.
+    The iterations stop early when no row goes on. Rows are scaled by their largest element first,
+    so that neither tiny nor huge right-hand sides under- or overflow in the squares.
     """
     if tolerance is None:
         tolerance = 10 * torch.finfo(b.dtype).eps
@@ -110,10 +110,11 @@ def conjugate_gradients(
         k_p, q = out if isinstance(out, tuple) else (out, None)
         curvature = rows.dot(p, k_p)  # not finite where an element of K p is not
         a = rho / curvature
-        steepest = torch.maximum(steepest, curvature / p_square)
-        reach = reach + a * p_square.sqrt()
         r_next = _plus(r, -a, k_p)
         rho_next = rows.dot(r_next, r_next)
+        p_size = p_square.sqrt()
+        steepest = torch.maximum(steepest, (rho + rho_next).sqrt() / (a * p_size))  # |K p| / |p|
+        reach = reach + a * p_size
         left_next = rho_next.sqrt()
         finite = torch.isfinite(curvature)
         if q is not None:
@@ -135,7 +136,7 @@ def conjugate_gradients(
         if count == iterations or not bool(going.any()):
             break
         beta = torch.where(going & (rho > 0), rho_next / rho, 0)
-        p, rho, p_square = _plus(r, beta, p), rho_next, rho_next + beta**2 * p_square
+        p, rho, p_square = _plus(r, beta, p), rho_next, rho_next + beta * beta * p_square
     worse = (outcome == Outcome.BREAKDOWN) & (left > whole)
     scale, made = torch.where(worse, 0, scale), torch.where(worse, 0, made)
     left = torch.where(worse, whole, left)

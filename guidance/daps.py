@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from posterior import grids, rows
-from posterior.errors import CapabilityError, InputError, unknown_name
+from posterior.errors import CapabilityError, InputError, InputTypeError, unknown_name
 from posterior.guidance import _kernels
 from posterior.guidance._consistency import (
     consistent,
@@ -52,8 +52,9 @@ class DAPS(Guidance):
     Args:
         ode_steps: K, Euler steps from x_t to x0hat; 1 gives the mean E[x0 | x_t].
         ode_end: sigma / alpha at which the ODE stops; 0 goes on to the clean end.
-        ends: the published grid: sigma / alpha from the first of these down towards the second,
-            which is left out for the clean level, even in its seventh root. None takes `spacing`.
+        ends: the published grid instead of `spacing`: sigma / alpha from the first of these, or the
+            prior's largest, down towards the second, which is left out for the clean level; even in
+            the seventh root.
         spread: standard deviation of x0 under a white prior; inf gives the published width. None
             takes w from a law of photographs in pixels, scaled to the range of the prior
             (`docs/methods.md`): give a number for latents, or anything that is no image.
@@ -62,10 +63,10 @@ class DAPS(Guidance):
         inner_steps: of the kernel; conjugate gradients for "exact". None is 10, and 100 for
             "metropolis".
         rate: step length of the kernel at the first level, relative to the smaller of the two
-            variances, w^2 and tau^2, the latter over |A|^2 where A is linear and |A| > 1; or
-            absolute, `absolute_rate`. None is 0.1, and for "metropolis" 2.38^2 / d in d dimensions
-            (Roberts, Gelman & Gilks 1997), which still takes some d steps to cross the width: give
-            it more `inner_steps` in many dimensions.
+            variances, w^2 and tau^2, for the gradient kernels the latter over |A|^2 where A is
+            linear and |A| > 1; or absolute, `absolute_rate`, and then to be given. None is 0.1, and
+            for "metropolis" 2.38^2 / d in d dimensions (Roberts, Gelman & Gilks 1997), which still
+            takes some d steps to cross the width: give it more `inner_steps` in many dimensions.
         decay: the rate falls linearly with the level's number to this share of it.
         momentum: of "hamiltonian".
         tau: standard deviation of the data that the sampler assumes; None takes the noise's own.
@@ -109,8 +110,10 @@ class DAPS(Guidance):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise InputError(f"{name} must be > 0 or None, got {value!r}")
-        if self.ends is not None and not 0 < self.ends[1] < self.ends[0] < math.inf:
-            raise InputError(f"ends must be (noisiest, cleanest) > 0 or None, got {self.ends!r}")
+        if self.absolute_rate and self.rate is None:
+            raise InputError("absolute_rate=True needs a rate")
+        if self.ends is not None:
+            object.__setattr__(self, "ends", _checked_ends(self.ends))
         if self.ode_end < 0:
             raise InputError(f"ode_end must be >= 0, got {self.ode_end!r}")
 
@@ -118,9 +121,10 @@ class DAPS(Guidance):
     def preset(name: str) -> DAPS:
         """The settings of the published code, e.g. "code/ffhq/super-resolution"; see `PRESETS`.
 
-        200 levels from sigma = 100 to 0.1, 5 ODE steps each, tau = 0.01, the width sigma, and the
-        code's factor 2; Langevin, or with "/hmc" after the name the damped Hamiltonian chain. Its
-        settings for latents, where the code clamps the gradient of the decoder, are not here.
+        200 levels from sigma = 100, or the prior's largest, to 0.1, 5 ODE steps each, tau = 0.01,
+        the width sigma, and the code's factor 2; Langevin, or with "/hmc" after the name the damped
+        Hamiltonian chain. The code's settings for latents, which go with a clamped gradient of the
+        decoder, are not here.
         """
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
@@ -164,10 +168,11 @@ class DAPS(Guidance):
         """The levels between `ends`, as far as the schedule has them."""
         if self.ends is None:
             return super().grid(schedule, steps)
-        high, low = (end ** (1 / 7) for end in self.ends)
-        ratios = [(high + k / steps * (low - high)) ** 7 for k in range(steps)]
         least, most = schedule.ratio_range
-        return [*(schedule.level_of_ratio(min(max(r, least), most)) for r in ratios), CLEAN]
+        high, low = (min(max(end, least), most) ** (1 / 7) for end in self.ends)
+        ratios = [(high + k / steps * (low - high)) ** 7 for k in range(steps)]
+        levels = [schedule.level_of_ratio(min(max(r, least), most)) for r in ratios]
+        return self.visits([*levels, CLEAN])
 
     def nfe(self, steps: int) -> int:
         """`ode_steps` a step (1 where x_t lies below `ode_end` already)."""
@@ -250,6 +255,16 @@ class DAPS(Guidance):
         if self.kernel == "langevin":
             return _kernels.langevin(centre, gradient, h, inner_steps, noise)
         return _kernels.hamiltonian(centre, gradient, h, inner_steps, noise, self.momentum)
+
+
+def _checked_ends(ends: object) -> tuple[float, float]:
+    try:
+        high, low = map(float, ends)  # type: ignore[call-overload]  # in try
+    except (TypeError, ValueError):
+        raise InputTypeError(f"ends are two numbers (noisiest, cleanest), not {ends!r}") from None
+    if not 0 < low < high < math.inf:
+        raise InputError(f"ends must be sigma / alpha (noisiest, cleanest) > 0, got {ends!r}")
+    return high, low
 
 
 def _least(variance: Tensor, y: Tensor) -> Tensor:

@@ -9,10 +9,11 @@ At each level t, `updates` times,
     x_j <- x_j - gamma / |C|_F  sum_k C_jk (x_k - mean x)
 
 and then one Euler step of the probability flow. For linear A the sum is C_xY e_j, with C_xY the
-covariance of the ensemble. Of the noise's N only the entries' shares count (published for the
-closures of a black hole, where they differ): the step has a tuned length, so that the noise level
-is not known to it. It stays in the span of the ensemble, J - 1 directions, which it shrinks: **the
-spread of an ensemble is too narrow**, and its particles are exchangeable, not independent.
+covariance of the ensemble. Of the noise's N only the entries' shares count (published for a black
+hole's closures; the other problems there have even noise): the step has a tuned length, so that
+the noise level is not known to it. It stays in the span of the ensemble, J - 1 directions, which it
+shrinks: **the spread of an ensemble is too narrow**, and its particles are exchangeable, not
+independent.
 
 A particle whose evaluation fails (nan) is left out of the ensemble's statistics and not corrected.
 """
@@ -28,9 +29,7 @@ from torch import Tensor
 
 from posterior import grids, rows
 from posterior.errors import InputError, unknown_name
-from posterior.guidance._moments import precise_first
 from posterior.guidance.base import Guidance, State, Step
-from posterior.guidance.dps import check_variance
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, Level, Schedule
 from posterior.streams import Noise
@@ -47,8 +46,8 @@ class EnKG(Guidance):
         particles: J, of one ensemble.
         gamma: length of a correction. It wants to be small when y has few entries: of four the
             default already leaves a fifth of the variance (docs/limits.md).
-        last_gamma: rho in (1 - rho) gamma + rho, (1 - rho) gamma falling linearly to 0 at the clean
-            end; None keeps gamma.
+        rho: in [0, 1]; the length is then (1 - rho) gamma, falling linearly to 0 at the clean end,
+            plus rho. None keeps gamma.
         updates: corrections at each level.
         ode_steps: most Euler steps from x_j to x0_j; a quarter of the levels that are left, plus
             one, where that is less.
@@ -59,7 +58,7 @@ class EnKG(Guidance):
     default_steps: int = 80
     particles: int = 128
     gamma: float = 0.1
-    last_gamma: float | None = None
+    rho: float | None = None
     updates: int = 1
     ode_steps: int = 20
     first: float = 0.05
@@ -78,8 +77,8 @@ class EnKG(Guidance):
                 raise InputError(f"{name} must be an integer >= {low}, got {value!r}")
         if not 0 < self.gamma < math.inf:
             raise InputError(f"gamma must be > 0, got {self.gamma!r}")
-        if self.last_gamma is not None and not 0 <= self.last_gamma < math.inf:
-            raise InputError(f"last_gamma must be >= 0 or None, got {self.last_gamma!r}")
+        if self.rho is not None and not 0 <= self.rho <= 1:
+            raise InputError(f"rho must be in [0, 1] or None, got {self.rho!r}")
         for name in ("first", "last"):
             if not 0 <= getattr(self, name) < 1:
                 raise InputError(f"{name} must be in [0, 1), got {getattr(self, name)!r}")
@@ -89,11 +88,11 @@ class EnKG(Guidance):
         """Published settings: "code/ffhq", "code/navier-stokes" or "code/black-hole"."""
         if not isinstance(name, str) or name not in PRESETS:
             raise unknown_name("preset", name, PRESETS)
-        particles, gamma, last_gamma, updates, ends = PRESETS[name]
+        particles, gamma, rho, updates, ends = PRESETS[name]
         return EnKG(
             particles=particles,
             gamma=gamma,
-            last_gamma=last_gamma,
+            rho=rho,
             updates=updates,
             first=ends,
             last=ends,
@@ -103,10 +102,6 @@ class EnKG(Guidance):
     def yields(self) -> int:
         """Every particle is a draw."""
         return self.particles
-
-    def check(self, problem: Problem) -> None:
-        """The noise must have a variance in every entry of y, or none anywhere."""
-        check_variance(problem, "EnKG")
 
     def nfe(self, steps: int) -> int:
         """Per ensemble: the corrections' ODE steps and one Euler step a level, times J."""
@@ -128,10 +123,10 @@ class EnKG(Guidance):
         return falling
 
     def _gamma(self, index: int, steps: int) -> float:
-        if self.last_gamma is None:
+        if self.rho is None:
             return self.gamma
         left = (steps - index) / steps
-        return self.gamma * (1 - self.last_gamma) * left + self.last_gamma
+        return (1 - self.rho) * self.gamma * left + self.rho
 
     def _corrects(self, index: int, steps: int) -> bool:
         return self.first * steps < index < steps - math.floor(self.last * steps)
@@ -157,8 +152,7 @@ class EnKG(Guidance):
         """The corrected particles, ensemble by ensemble, so that each sees products of one size."""
         operator, y, noise_model = problem.measured()
         outputs = operator(x0)
-        weight, _ = precise_first(noise_model.variance(y), y)
-        e = weight * weight * (outputs - y)
+        e = _weighed(outputs - y, noise_model.variance(y))
         parts = []
         for first in range(0, len(x), self.particles):
             own = slice(first, first + self.particles)
@@ -184,6 +178,14 @@ class EnKG(Guidance):
         return out
 
 
+def _weighed(r: Tensor, variance: float | Tensor) -> Tensor:
+    """N^-1 r, up to a factor for each row; r itself in a row where some entry has no noise."""
+    if not isinstance(variance, Tensor) or variance[0].numel() == 1:
+        return r
+    least = variance.flatten(1).amin(1).expand(len(r))
+    return rows.where(least > 0, rows.expand(least, r) / variance * r, r)
+
+
 def _flat(y: Tensor) -> Tensor:
     """Rows (J, m) of real numbers."""
     return torch.view_as_real(y.resolve_conj()).flatten(1) if y.is_complex() else y.flatten(1)
@@ -202,4 +204,4 @@ PRESETS: dict[str, tuple[int, float, float | None, int, float]] = {
     "code/navier-stokes": (2048, 2.0, None, 2, 0.05),
     "code/black-hole": (1024, 3.5, 1e-3, 1, 0.1),
 }
-"""Name -> J, gamma, its end, corrections a level, share of levels left alone at either end."""
+"""Name -> J, gamma, rho, corrections a level, share of levels left alone at either end."""

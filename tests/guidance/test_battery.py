@@ -30,6 +30,7 @@ VARIANTS: dict[str, Guidance] = {
     "dds-noiseless": guidance.DDS(gamma=float("inf")),
     "daps-langevin": guidance.DAPS(kernel="langevin", inner_steps=3, ode_steps=2),
     "daps-hamiltonian": guidance.DAPS(kernel="hamiltonian", inner_steps=3),
+    "daps-published": guidance.DAPS.preset("code/ffhq/super-resolution/hmc"),
     "daps-metropolis": guidance.DAPS(kernel="metropolis", inner_steps=3),
     "mcg-published": guidance.MCG.preset("code/inpainting"),
     "reddiff-published": guidance.REDdiff.preset("code/inpainting"),

@@ -126,7 +126,9 @@ def test_a_setting_is_a_number_or_says_so(cls: type[Guidance], name: str, kind: 
     for value in wrong:
         with pytest.raises(PosteriorError, match=f"{name} must be"):
             cls(**{name: value})
-    if kind != "bool" and default is not None:
+    if default is None:
+        default = 1.0 if "float" in kind else 1
+    if kind != "bool":
         scalar = np.int64(default) if isinstance(default, int) else np.float32(default)
         assert getattr(cls(**{name: scalar}), name) == scalar
         assert type(getattr(cls(**{name: scalar}), name)) is type(default)

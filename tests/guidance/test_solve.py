@@ -165,11 +165,40 @@ def test_singular_and_inconsistent_systems_end_no_worse_than_they_began(
     root = torch.randn(1, d, min(rank, d - 1), generator=g, dtype=torch.float64)
     k, b = root @ root.mT, torch.randn(1, d, generator=g, dtype=torch.float64)
     out = conjugate_gradients(own_companion(k), b, iterations=300)
-    assert out.outcome.item() == Outcome.BREAKDOWN
+    assert out.outcome.item() in (Outcome.BREAKDOWN, Outcome.CONVERGED)
     left = (b - product(k)(out.x)).norm() / b.norm()
-    assert left <= 1 + 1e-12
-    assert abs(float(out.residual - left)) < 0.02 * d  # the rounding that is let in, per product
+    assert left <= 1 + 0.02 * d  # the rounding that is let in, per product
+    assert abs(float(out.residual - left)) < 0.02 * d
     torch.testing.assert_close(out.companion, out.x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.complex64])
+def test_singular_systems_in_single_precision(dtype: torch.dtype) -> None:
+    """To rounding by default where b is in the range, and no further than x = 0 where it is not."""
+    g = torch.Generator().manual_seed(3)
+    root = torch.randn(6, 8, 3, generator=g, dtype=dtype)
+    k = root @ root.mH
+    inside = product(k)(torch.randn(6, 8, generator=g, dtype=dtype))
+    out = conjugate_gradients(product(k), inside, iterations=300)
+    left = (inside - product(k)(out.x)).norm(dim=1) / inside.norm(dim=1)
+    assert float(left.max()) < 1e-4
+    b = torch.randn(6, 8, generator=g, dtype=dtype)
+    out = conjugate_gradients(product(k), b, iterations=300)
+    left = (b - product(k)(out.x)).norm(dim=1) / b.norm(dim=1)
+    assert float(left.max()) <= 1.1
+
+
+@pytest.mark.parametrize("weight", [1e2, 1e5, 1e8])
+def test_damped_systems_are_not_taken_for_singular(weight: float) -> None:
+    """I + w A'A in float32, A from a mask to a blur that leaves a ten thousandth."""
+    g = torch.Generator().manual_seed(1)
+    for least in (0.0, 1e-4, 0.3):
+        squares = torch.logspace(-8, 0, 40).clamp(min=least**2)
+        squares[20:] = 1.0
+        k = 1 + weight * squares
+        b = weight * squares.sqrt() * torch.randn(3, 40, generator=g)
+        out = conjugate_gradients(lambda p, k=k: k * p, b, iterations=20)
+        assert (out.outcome != Outcome.BREAKDOWN).all()
 
 
 def systems() -> dict[str, Tensor]:
@@ -196,7 +225,7 @@ def systems() -> dict[str, Tensor]:
 def test_positive_definite_systems_are_solved_to_the_true_residual(
     name: str, single: bool, scale: float
 ) -> None:
-    """To 1e-8 in float64 and 1e-2 in float32, in 10 d products, on any scale of K."""
+    """To 1e-8 in float64 and 1e-2 in float32, on any scale of K; the identity in one product."""
     k = scale * systems()[name]
     if single and name == "condition 1e8":  # is singular in float32
         k = k[:, :6, :6]
@@ -207,11 +236,9 @@ def test_positive_definite_systems_are_solved_to_the_true_residual(
     tolerance = 1e-2 if single else 1e-8
     out = conjugate_gradients(product(k), b, iterations=10 * d, tolerance=tolerance)
     assert out.outcome.item() == Outcome.CONVERGED
-    assert out.iterations.item() <= (1 if name == "identity" else 10 * d)
+    assert name != "identity" or out.iterations.item() == 1
     true = (b - product(k)(out.x)).norm() / b.norm()
-    # the recurrence parts from b - K x by rounding times the largest iterate, |K| |x| / |b|
-    bound = torch.linalg.matrix_norm(k[0], 2) * out.x.norm() / b.norm()
-    assert true <= tolerance + 10 * d * torch.finfo(true.dtype).eps * bound
+    assert float(true) <= tolerance
 
 
 @pytest.mark.parametrize("tolerance", [-1e-9, float("nan")])

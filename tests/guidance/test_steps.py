@@ -15,12 +15,12 @@ from torch import Tensor
 
 import posterior
 from posterior import guidance, operators, priors
-from posterior.errors import PosteriorError
+from posterior.errors import InputError, PosteriorError
 from posterior.guidance import _kernels
 from posterior.guidance._consistency import consistent, photograph_variance
 from posterior.guidance.base import Step
 from posterior.guidance.daps import Kernel
-from posterior.operators.noise import GaussianNoise
+from posterior.operators.noise import GaussianNoise, PoissonNoise
 from posterior.problem import Problem
 from posterior.schedules import CLEAN, EDM, RectifiedFlow, Schedule, VPLinear
 from posterior.streams import Noise
@@ -433,12 +433,52 @@ def test_enkg_correction_is_the_ensemble_covariance(
     close(out["x"], step.s.alpha * mean + step.s.sigma * eps)
 
 
+def test_enkgs_length_falls_to_rho() -> None:
+    """In step 3 of 10 it is 0.7 (1 - rho) gamma + rho."""
+    setup, *_ = problem(EDM(), STD)
+    setup = setup.take([0] * 7)
+    x = torch.randn(7, D, generator=generator(3)).double()
+    t, s = (setup.prior.schedule.level_of_ratio(r) for r in (0.9, 0.6))
+    step = Step(3, 10, t, s)
+    run = {"particles": 7, "ode_steps": 1, "first": 0.0, "last": 0.0}
+    falling = one_step(guidance.EnKG(gamma=0.4, rho=0.1, **run), setup, step, x)
+    constant = one_step(guidance.EnKG(gamma=0.9 * 0.4 * 0.7 + 0.1, **run), setup, step, x)
+    close(falling["x"], constant["x"])
+    assert guidance.EnKG.preset("code/black-hole").rho == 1e-3
+    with pytest.raises(InputError, match=r"rho must be in \[0, 1\]"):
+        guidance.EnKG(rho=1.5)
+
+
+@pytest.mark.parametrize("kind", ["entries", "measurements", "poisson", "none", "some without"])
+def test_enkg_weighs_each_measurement_by_its_own_noise(kind: str) -> None:
+    """Alone and beside another measurement, bit for bit; finite whatever the noise."""
+    setup, *_, matrix = problem(EDM(), STD)
+    y = torch.stack([setup.y[0], setup.y[0].flip(0)]).abs()
+    std = {
+        "entries": torch.tensor([[0.1, 1.0, 2.0]] * 2),
+        "measurements": torch.tensor([[0.1, 1.0, 2.0], [2.0, 0.3, 0.1]]),
+        "none": torch.zeros(2, M),
+        "some without": torch.tensor([[0.0, 1.0, 2.0], [2.0, 0.3, 0.1]]),
+    }.get(kind)
+    model = PoissonNoise(50.0) if std is None else GaussianNoise(std.double())
+    method = guidance.EnKG(particles=8)
+    run = {"method": method, "n": 8, "steps": 6}
+    operator = operators.from_matrix(matrix)
+    both = posterior.sample(setup.prior, operator, y, noise=model, seed=5, **run).draws
+    assert torch.isfinite(both).all()
+    for b in range(2):
+        own = model if std is None else GaussianNoise(std[b : b + 1].double())
+        alone = posterior.sample(
+            setup.prior, operator, y[b : b + 1], noise=own, seed=5 + b, **run
+        ).draws
+        assert torch.equal(alone[:, 0], both[:, b])
+
+
 def test_enkg_moves_an_ensemble_in_its_span_and_knows_no_order() -> None:
-    """Three particles in more dimensions; their corrections end at the published length."""
+    """Three particles in more dimensions."""
     setup, *_ = problem(EDM(), STD)
     setup = setup.take([0] * 3)
-    method = guidance.EnKG(particles=3, gamma=0.4, last_gamma=0.1)
-    assert [method._gamma(k, 4) for k in (0, 2, 4)] == pytest.approx([0.46, 0.28, 0.1])
+    method = guidance.EnKG(particles=3, gamma=0.4)
     x = torch.randn(3, D, generator=generator(3)).double()
     x0 = torch.randn(3, D, generator=generator(4)).double()
     moved = method._corrected(setup, x, x0, 0.4) - x
