@@ -51,7 +51,12 @@ def photograph_variance(t: Level, range_: tuple[float, float] | None, detail: fl
 
 
 def consistent(
-    operator: Operator, r: Tensor, weight: float | Tensor | None, *, iterations: int
+    operator: Operator,
+    r: Tensor,
+    weight: float | Tensor | None,
+    *,
+    iterations: int,
+    tolerance: float | None = None,
 ) -> Tensor:
     """The correction d(r), (B, *event), by conjugate gradients.
 
@@ -59,6 +64,7 @@ def consistent(
         operator: linear.
         r: residual y - A m, (B, *range).
         weight: v N^-1, a number or broadcasting against y; None for the noiseless limit.
+        iterations, tolerance: of conjugate gradients.
     """
     product: Callable[[Tensor], Tensor]
     if weight is None:
@@ -67,7 +73,7 @@ def consistent(
         product, right = _weighted(operator, weight), operator.adjoint(weight * r)
     else:
         product, right = _damped(operator, weight), operator.adjoint(weight * r)
-    solution = conjugate_gradients(product, right, iterations=iterations)
+    solution = conjugate_gradients(product, right, iterations=iterations, tolerance=tolerance)
     return solution.flagged(solution.x)
 
 

@@ -64,9 +64,7 @@ class DDS(Guidance):
     tv: SliceTV | None = None
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "linear"})
-    when: ClassVar[str] = (
-        "linear operators, fast: no gradient of the network, a third of the cost of DPS"
-    )
+    when: ClassVar[str] = "linear operators, fast: no gradient of the network, half the cost of DPS"
     paper: ClassVar[str] = "Chung et al., ICLR 2024, arXiv 2303.05754"
 
     def __post_init__(self) -> None:
