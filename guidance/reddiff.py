@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from posterior.errors import CapabilityError, InputError, unknown_name
+from posterior.guidance._consistency import consistent, noise_weight
 from posterior.guidance.base import Guidance, State, Step
 from posterior.problem import Problem
 from posterior.schedules import Level
@@ -54,9 +55,10 @@ class REDdiff(Guidance):
         weighting: h, a name of `WEIGHTS`.
         spread: standard deviation of x0 under a white prior, for the likelihood form.
         rate: of Adam, with betas (0.9, 0.99).
-        initial: where mu starts if no source= is given. "pinv": A^+ y, as published; "zero": 0,
-            since the pseudo-inverse of a blur amplifies noise beyond what the steps undo; "auto":
-            A^+ y where it exists.
+        initial: where mu starts if no source= is given. "pinv": A^+ y, as published, which for a
+            blur amplifies noise beyond what the steps undo; "auto": A^+ y where it exists; "ridge":
+            where A is linear the estimate under N(0, spread^2 I), by conjugate gradients; else, and
+            for "zero", 0.
         largest: sigma / alpha of the first level; noisier ones say nothing of mu.
     """
 
@@ -66,7 +68,7 @@ class REDdiff(Guidance):
     weighting: str = "linear"
     spread: float = 0.1
     rate: float = 0.1
-    initial: Literal["auto", "pinv", "zero"] = "zero"
+    initial: Literal["auto", "pinv", "ridge", "zero"] = "ridge"
     largest: float = math.inf
 
     needs: ClassVar[frozenset[str]] = frozenset({"measurement", "operator gradient"})
@@ -79,7 +81,7 @@ class REDdiff(Guidance):
         for name, value, known in (
             ("form", self.form, ("likelihood", "published")),
             ("weighting", self.weighting, tuple(WEIGHTS)),
-            ("initial", self.initial, ("auto", "pinv", "zero")),
+            ("initial", self.initial, ("auto", "pinv", "ridge", "zero")),
         ):
             if value not in known:
                 raise unknown_name(name, str(value), known)
@@ -118,21 +120,26 @@ class REDdiff(Guidance):
                 'REDdiff(form="likelihood") divides by the noise: give noise > 0, or take'
                 ' form="published"'
             )
+        if self.initial == "ridge" and operator.linear:
+            noise_weight(self.spread**2, noise_model.variance(y), "REDdiff")
         if self.initial == "pinv" and problem.source is None and not operator.has_pinv:
-            raise CapabilityError(f"{operator!r} has no pseudo-inverse: take initial='zero'")
+            raise CapabilityError(f"{operator!r} has no pseudo-inverse: take initial='ridge'")
 
     def nfe(self, steps: int) -> int:
         """One a step."""
         return steps
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
-        """mu = the source, A^+ y or 0, and Adam at rest."""
-        operator, y, _ = problem.measured()
+        """mu = the source, A^+ y, the ridge estimate or 0, and Adam at rest."""
+        operator, y, noise_model = problem.measured()
         mu = torch.zeros_like(noise("start"))
         if problem.source is not None:
             mu = problem.source
         elif self.initial == "pinv" or (self.initial == "auto" and operator.has_pinv):
             mu = operator.pinv(y).to(mu.dtype)
+        elif self.initial == "ridge" and operator.linear:
+            weight = noise_weight(self.spread**2, noise_model.variance(y), "REDdiff")
+            mu = consistent(operator, y, weight, iterations=20).to(mu.dtype)
         return {"x": mu, "x0": mu, "first": torch.zeros_like(mu), "second": torch.zeros_like(mu)}
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:

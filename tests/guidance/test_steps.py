@@ -449,6 +449,23 @@ def test_enkgs_length_falls_to_rho() -> None:
         guidance.EnKG(rho=1.5)
 
 
+@pytest.mark.parametrize("std", [STD, torch.linspace(0.1, 2.0, M, dtype=torch.float64)[None]])
+def test_reddiff_starts_from_the_ridge_estimate(std: float | Tensor) -> None:
+    """(I / spread^2 + A' N^-1 A)^-1 A' N^-1 y where A is linear, and 0 where it is not."""
+    setup, *_, matrix = problem(EDM(), STD)
+    setup = replace(setup, noise_model=GaussianNoise(std))
+    method = guidance.REDdiff(spread=SPREAD)
+    noise = stream(torch.zeros(2, D))
+    level = setup.prior.schedule.level_of_ratio(1.0)
+    precision = torch.diag(1 / torch.as_tensor(std).expand(1, M)[0] ** 2).double()
+    system = torch.eye(D, dtype=torch.float64) / SPREAD**2 + matrix.T @ precision @ matrix
+    ridge = torch.linalg.solve(system, matrix.T @ precision @ setup.y.T).T
+    close(method.start(setup, level, noise)["x"], ridge)
+    square = operators.from_callable(lambda x: x.square(), differentiable=True)
+    bent = replace(setup, operator=square, y=torch.ones(2, D, dtype=torch.float64))
+    assert not bool(method.start(bent, level, noise)["x"].any())
+
+
 @pytest.mark.parametrize("kind", ["entries", "measurements", "poisson", "none", "some without"])
 def test_enkg_weighs_each_measurement_by_its_own_noise(kind: str) -> None:
     """Alone and beside another measurement, bit for bit; finite whatever the noise."""
