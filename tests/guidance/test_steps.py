@@ -457,7 +457,8 @@ def test_reddiff_starts_from_the_ridge_estimate(std: float | Tensor) -> None:
     method = guidance.REDdiff(spread=SPREAD)
     noise = stream(torch.zeros(2, D))
     level = setup.prior.schedule.level_of_ratio(1.0)
-    precision = torch.diag(1 / torch.as_tensor(std).expand(1, M)[0] ** 2).double()
+    std = torch.as_tensor(std, dtype=torch.float64).expand(1, M)[0]
+    precision = torch.diag(1 / std**2)
     system = torch.eye(D, dtype=torch.float64) / SPREAD**2 + matrix.T @ precision @ matrix
     ridge = torch.linalg.solve(system, matrix.T @ precision @ setup.y.T).T
     close(method.start(setup, level, noise)["x"], ridge)
