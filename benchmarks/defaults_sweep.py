@@ -45,7 +45,7 @@ VARIANTS: dict[str, Guidance] = {
         for k in (2, 3, 5, 8)
     },
     **{f"DDS spread {s}": guidance.DDS(spread=s) for s in (0.1, 0.2, 0.3, 0.5)},
-    **{f"DDS {k} iterations": guidance.DDS(iterations=k) for k in (3, 10, 20)},
+    **{f"DDS {k} iterations": guidance.DDS(iterations=k) for k in (3, 5, 20)},
     "DDS ancestral": guidance.DDS(transition=DDIM(1.0)),
     **{f"DDS eta {e:g}": guidance.DDS(transition=DPMSolver2M(e)) for e in (1.0, 2.0, 8.0)},
     "DDS renoise 0.85, eps kept": guidance.DDS(transition=Renoise(0.85), keep_eps=True),
@@ -54,7 +54,7 @@ VARIANTS: dict[str, Guidance] = {
     **{
         f"REDdiff spread {s} from {start}": guidance.REDdiff(spread=s, initial=start)
         for s in (0.05, 0.1, 0.3)
-        for start in ("zero", "auto")
+        for start in ("zero", "auto", "ridge")
     },
     "DAPS published": guidance.DAPS.preset("code/ffhq/gaussian-blur"),
     "DAPS langevin": guidance.DAPS(kernel="langevin"),
