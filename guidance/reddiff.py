@@ -120,10 +120,19 @@ class REDdiff(Guidance):
                 'REDdiff(form="likelihood") divides by the noise: give noise > 0, or take'
                 ' form="published"'
             )
+        if problem.source is not None:
+            return
         if self.initial == "ridge" and operator.linear:
-            noise_weight(self.spread**2, noise_model.variance(y), "REDdiff")
-        if self.initial == "pinv" and problem.source is None and not operator.has_pinv:
+            self._ridge_weight(problem)
+        if self.initial == "pinv" and not operator.has_pinv:
             raise CapabilityError(f"{operator!r} has no pseudo-inverse: take initial='ridge'")
+
+    def _ridge_weight(self, problem: Problem) -> float | Tensor | None:
+        """spread^2 N^-1; None, which gives A^+ y, under a flat prior or without noise."""
+        if math.isinf(self.spread):
+            return None
+        _, y, noise_model = problem.measured()
+        return noise_weight(self.spread**2, noise_model.variance(y), "REDdiff")
 
     def nfe(self, steps: int) -> int:
         """One a step."""
@@ -131,15 +140,14 @@ class REDdiff(Guidance):
 
     def start(self, problem: Problem, level: Level, noise: Noise) -> State:
         """mu = the source, A^+ y, the ridge estimate or 0, and Adam at rest."""
-        operator, y, noise_model = problem.measured()
+        operator, y, _ = problem.measured()
         mu = torch.zeros_like(noise("start"))
         if problem.source is not None:
             mu = problem.source
         elif self.initial == "pinv" or (self.initial == "auto" and operator.has_pinv):
             mu = operator.pinv(y).to(mu.dtype)
         elif self.initial == "ridge" and operator.linear:
-            weight = noise_weight(self.spread**2, noise_model.variance(y), "REDdiff")
-            mu = consistent(operator, y, weight, iterations=20).to(mu.dtype)
+            mu = consistent(operator, y, self._ridge_weight(problem), iterations=20).to(mu.dtype)
         return {"x": mu, "x0": mu, "first": torch.zeros_like(mu), "second": torch.zeros_like(mu)}
 
     def advance(self, problem: Problem, state: State, step: Step, noise: Noise) -> State:

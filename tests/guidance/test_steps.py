@@ -462,6 +462,8 @@ def test_reddiff_starts_from_the_ridge_estimate(std: float | Tensor) -> None:
     system = torch.eye(D, dtype=torch.float64) / SPREAD**2 + matrix.T @ precision @ matrix
     ridge = torch.linalg.solve(system, matrix.T @ precision @ setup.y.T).T
     close(method.start(setup, level, noise)["x"], ridge)
+    flat = guidance.REDdiff(spread=math.inf).start(setup, level, noise)["x"]
+    close(flat, setup.operator.pinv(setup.y))
     square = operators.from_callable(lambda x: x.square(), differentiable=True)
     bent = replace(setup, operator=square, y=torch.ones(2, D, dtype=torch.float64))
     assert not bool(method.start(bent, level, noise)["x"].any())
