@@ -32,6 +32,7 @@ from posterior.operators import (
     from_callable,
 )
 from posterior.operators._projector import pixel_centres
+from posterior.transitions import DDPM
 
 FAN = {"source_distance": 3.0, "detector_distance": 2.0}
 SCANS = {
@@ -537,7 +538,9 @@ def test_back_projection_as_a_start() -> None:
     y = GaussianNoise(0.2).sample(ct(prior.sample(1, seed=1).double()), seed=2)
     levels, _ = posterior.grids.of_ratios(prior.schedule, [0.3, 0.2, 0.1, 0.05, 0.0])
     grid = [(level.t, level.alpha, level.sigma) for level in levels]
-    run = {"noise": 0.2, "n": 4, "method": guidance.DDS(spread=0.6, iterations=10), "grid": grid}
+    # DDPM's moves, which remember a start for longer than DDS's own
+    method = guidance.DDS(spread=0.6, transition=DDPM)
+    run = {"noise": 0.2, "n": 4, "method": method, "grid": grid}
     exact = prior.posterior(ct, y, noise=0.2).mean[None]
     start = ct.fbp(y)
     warm = posterior.sample(prior, ct, y, source=start, **run)
