@@ -168,11 +168,9 @@ class DAPS(Guidance):
         """The levels between `ends`, as far as the schedule has them."""
         if self.ends is None:
             return super().grid(schedule, steps)
-        least, most = schedule.ratio_range
-        high, low = (min(max(end, least), most) ** (1 / 7) for end in self.ends)
-        ratios = [(high + k / steps * (low - high)) ** 7 for k in range(steps)]
-        levels = [schedule.level_of_ratio(min(max(r, least), most)) for r in ratios]
-        return self.visits([*levels, CLEAN])
+        high, low = self.ends
+        first = schedule.level_of_ratio(min(high, schedule.ratio_range[1]))
+        return self.visits([*grids.descent(schedule, first, low, steps)[:-1], CLEAN])
 
     def nfe(self, steps: int) -> int:
         """`ode_steps` a step (1 where x_t lies below `ode_end` already)."""
